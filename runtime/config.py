@@ -78,6 +78,8 @@ LEAST_MAX_NODES, MOST_MAX_NODES = 256, 1024
 
 A pass over so many nodes is still shorter than its copies on an accelerator (Sequoia, section 4), which always has room
 for the most. Which size pays follows from what rounds cost."""
+MOST_BATCH = 1024
+"""Prompts that may be answered together."""
 MAX_GRAFTED_NODES = 32
 """Nodes that looked-up branches may add to a tree; every cache keeps room for them where they are wanted."""
 
@@ -149,6 +151,15 @@ def parse_memory(text: str, option: str) -> int:
     return 0 if text == "min" else _parsed(parse_bytes, text, option)
 
 
+def parse_batch(text: str, option: str) -> int | None:
+    """Return a number of prompts, None for `auto`; raise OptionError, which names the option."""
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_BATCH:
+        raise OptionError(f"{option} is {text!r}; it must be auto, or from 1 to {MOST_BATCH} prompts")
+    return int(text)
+
+
 def parse_speed(text: str, option: str) -> LinkSpeed:
     """Return the speed of a link such as `25GB/s,10us`; raise OptionError, which names the option."""
     return _parsed(parse_link, text, option)
@@ -167,8 +178,9 @@ _LEAST = {
     "ring_slots": 2,
     "context_tokens": 2,
     "num_reader_threads": 1,
+    "num_texts": 1,
 }
-_MOST = {"num_reader_threads": 256}
+_MOST = {"num_reader_threads": 256, "num_texts": MOST_BATCH}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +220,18 @@ class EngineConfig:
         "off"
     )
     """The commands that answer prompts have it on; those that measure count and time the draft's own trees."""
+    num_texts: Annotated[
+        int | None,
+        Option(
+            "Prompts that are answered together and share each pass: auto, or how many.",
+            ANSWERS,
+            flag="batch",
+            unset="auto",
+            parse=parse_batch,
+            is_setting=False,
+        ),
+    ] = 1
+    """None is chosen from how many there are and from memory."""
     generation: Annotated[
         Generation,
         Option(

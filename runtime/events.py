@@ -82,6 +82,10 @@ class Round:
     """Whether the tree took its shape from context."""
     token_ids: tuple[int, ...] = ()
     """What it emitted: final, committed to both caches, the last one to be committed as the next root."""
+    num_texts: int = 1
+    """Texts whose trees the pass verified; all seconds are those of all of them together, as is the pass."""
+    num_pass_nodes: int = 0
+    """Nodes of all their trees; 0 stands for the one tree's."""
 
     @property
     def num_nodes(self) -> int:

@@ -31,8 +31,8 @@ from rich.text import Text
 from offload.units import format_bytes
 from profiles.steps import finish
 from runtime.config import EngineConfig
-from runtime.events import GenerationStatistics, LoadProgress, PrefillProgress, Round
-from runtime.prompts.headless import HeadlessEvent, PromptResult, PromptStarted
+from runtime.events import Event, GenerationStatistics, LoadProgress, PrefillProgress, Round
+from runtime.prompts.headless import HeadlessEvent, PromptEvent, PromptResult, PromptStarted
 from runtime.prompts.prompt_file import PromptRequest
 from tui.environment import cache_folder, load_models
 from tui.terminal_text import one_line
@@ -282,8 +282,8 @@ class RunProgress(Progress):
             disable=console.quiet,
         )
         self._prompts = self.add_task("", total=num_prompts)
-        self._name = ""
-        self._num_tokens = self._num_rounds = 0
+        self._live: dict[str, tuple[int, int]] = {}
+        """Tokens and rounds of each answer under way."""
 
     def show(self, event: HeadlessEvent) -> None:
         """Bring the line up to date with one event of `run_prompts`."""
@@ -291,23 +291,35 @@ class RunProgress(Progress):
             return
         self._time_left.observe(event)
         if isinstance(event, PromptStarted):
-            self._name, self._num_tokens, self._num_rounds = one_line(event.request.id), 0, 0
-            self._say("prefill")
+            self._live[event.request.id] = (0, 0)
+            self._say(event.request.id, "prefill")
             self.start()
-        elif isinstance(event, PrefillProgress):
-            self._say(f"prefill {event.num_done_tokens}/{event.num_prompt_tokens}")
-        elif isinstance(event, Round):
-            self._num_rounds += 1
-            self._num_tokens += event.num_emitted
-            self._say(f"{self._num_tokens} tokens, {self._num_tokens / self._num_rounds:.2f} per pass")
-        elif isinstance(event, PromptResult):
+        elif isinstance(event, PromptEvent):
+            self._show_event(event.request.id, event.event)
+        else:
+            self._live.pop(event.id, None)
             self.advance(self._prompts)
             self.stop()
             if event.error is not None:
                 self.console.print(Text(one_line(event.error)), style="red")
 
-    def _say(self, words: str) -> None:
-        self.update(self._prompts, description=f"{self._name}: {words}")
+    def _show_event(self, name: str, event: Event) -> None:
+        self.start()
+        if isinstance(event, PrefillProgress):
+            self._say(name, f"prefill {event.num_done_tokens}/{event.num_prompt_tokens}")
+        elif isinstance(event, Round):
+            num_tokens, num_rounds = self._live.get(name, (0, 0))
+            self._live[name] = num_tokens + event.num_emitted, num_rounds + 1
+            if len(self._live) == 1:
+                num_tokens, num_rounds = self._live[name]
+                self._say(name, f"{num_tokens} tokens, {num_tokens / num_rounds:.2f} per pass")
+            else:
+                per_pass = sum(tokens / rounds for tokens, rounds in self._live.values() if rounds)
+                num_tokens = sum(tokens for tokens, _ in self._live.values())
+                self._say(f"{len(self._live)} prompts together", f"{num_tokens} tokens, {per_pass:.1f} per pass")
+
+    def _say(self, name: str, words: str) -> None:
+        self.update(self._prompts, description=f"{one_line(name)}: {words}")
 
 
 def _figures(value: float | None) -> str:

@@ -43,12 +43,7 @@ def run_ratio(
     Raises OptionError if no layer streams.
     """
     config = replace(config, pack="on" if config.pack == "on" else "off")
-    yield "measuring a draft step"
-    with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
-        check_streaming(opened)
-        probes, bytes_per_pass = SessionProbes(opened, requests, state_folder=None), opened.placement.streamed_bytes
-        step_seconds = statistics.median(probes.time_draft_step(1, STEP_CONTEXT) for _ in range(NUM_STEPS))
-    link = f"{bytes_per_pass / (steps_per_pass * step_seconds):.0f}B/s"
+    link, step_seconds, bytes_per_pass = yield from link_of_steps(config, requests, steps_per_pass)
     config = replace(config, link=link)
     yield f"plain streaming at {link}: a pass should take {steps_per_pass * step_seconds:.2f} s"
     plain_config = replace(config, draft="none", tree="auto", draft_format="auto", share_layers=False)
@@ -71,6 +66,18 @@ def run_ratio(
         "plain_seconds_per_token": plain_seconds,  # over `link`, without a draft
         "runs": runs,
     }
+
+
+def link_of_steps(
+    config: EngineConfig, requests: Sequence[PromptRequest], steps_per_pass: float
+) -> Generator[str, None, tuple[str, float, int]]:
+    """Return a link on which a pass takes so many draft steps, the seconds of a step, and the bytes of a pass."""
+    yield "measuring a draft step"
+    with open_session(replace(config, link=_MEASURING_LINK), requests=requests[:1]) as opened:
+        check_streaming(opened)
+        probes, bytes_per_pass = SessionProbes(opened, requests, state_folder=None), opened.placement.streamed_bytes
+        step_seconds = statistics.median(probes.time_draft_step(1, STEP_CONTEXT) for _ in range(NUM_STEPS))
+    return f"{bytes_per_pass / (steps_per_pass * step_seconds):.0f}B/s", step_seconds, bytes_per_pass
 
 
 def _plain_seconds(config: EngineConfig, request: PromptRequest) -> float:

@@ -31,6 +31,7 @@ from profiles.steps import finish
 from runtime.calibration.probes import layers_of_zeros, median_seconds, run_copies, wait_for_full_ring
 from runtime.config import SamplingParams
 from runtime.engine.engine import Engine, verify_input
+from runtime.engine.growing_tree import WantedTree
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Round
@@ -267,7 +268,8 @@ def _time_draft(
     trees: list[TokenTree] = []
 
     def grow() -> None:
-        trees.append(finish(drafter.grow(engine.text, topology, params=params, rng=rng, scheme=scheme)))
+        wanted = WantedTree(text=engine.text, shape=topology, params=params, rng=rng, scheme=scheme)
+        trees.extend(finish(drafter.grow([wanted])))
 
     seconds = median_seconds(grow, num_repeats + 1, after=lambda: drafter.roll_back(len(engine.text) - 1))
     return trees[-1], seconds

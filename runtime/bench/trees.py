@@ -19,13 +19,14 @@ from profiles.acceptance import error_between
 from profiles.steps import finish
 from runtime.config import PREFILL_CHUNK_TOKENS, SamplingParams
 from runtime.engine.drafter import Drafter
+from runtime.engine.growing_tree import WantedTree
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
 from runtime.events import Finished
 from runtime.planner.growth import growth_limits
 from runtime.planner.tree_choice import TreeShape
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.speculation.schemes import RankingScheme, scheme_for
+from runtime.speculation.schemes import scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.tree_search import best_first
 
@@ -148,12 +149,9 @@ def _rounds(
         known = text.token_ids[:end]
         drafter.follow(known, chunk_tokens=PREFILL_CHUNK_TOKENS)
         begun = time.perf_counter()
-        if isinstance(shape, TreeTopology):
-            rng = np.random.default_rng(params.seed)
-            tree = finish(drafter.grow(known, shape, params=params, rng=rng, scheme=scheme))
-        else:
-            assert isinstance(scheme, RankingScheme), "texts are greedy or coupled"
-            tree = finish(drafter.grow_in_context(known, shape, params=params, scheme=scheme, spread=spread))
+        rng = np.random.default_rng(params.seed)
+        wanted = WantedTree(text=known, shape=shape, params=params, scheme=scheme, rng=rng, spread=spread)
+        (tree,) = finish(drafter.grow([wanted]))
         grow_seconds, num_steps = time.perf_counter() - begun, len(drafter.step_seconds)
         path = _walk(tree, text.token_ids[end:])
         drafter.commit(path)

@@ -128,7 +128,7 @@ class SessionProbes:
         return self._time_draft_step(width, context_tokens)
 
     def _time_draft_step(self, width: int, context_tokens: int) -> float:
-        self._occupy(self._draft, context_tokens)
+        self._draft.cache.occupy(context_tokens)
         inputs = self._chain(self._draft, width, context_tokens)
         begun = time.perf_counter()
         logits = self._draft.logits(self._draft.run_pass(inputs))
@@ -138,7 +138,7 @@ class SessionProbes:
         return seconds
 
     def time_pass(self, num_tokens: int, context_tokens: int) -> float:
-        self._occupy(self._target, context_tokens)
+        self._target.cache.occupy(context_tokens)
         inputs = self._chain(self._target, num_tokens, context_tokens)
         with layers_at_hand(self._opened):
             begun = time.perf_counter()
@@ -155,7 +155,7 @@ class SessionProbes:
         # All nodes have one hidden state, so one token is the target's choice at each of them, and every child has it.
         token_id = int(target.logits(hidden[:1]).argmax())
         tree = TokenTree(topology, np.full(num_nodes, token_id, dtype=np.int64))
-        self._occupy(target, num_nodes)
+        target.cache.occupy(num_nodes)
         params = SamplingParams()
         begun = time.perf_counter()
         verdict = verify(tree, LazyLogits(target, hidden, topology).row, params, np.random.default_rng(0))
@@ -173,7 +173,7 @@ class SessionProbes:
         return time.perf_counter() - begun
 
     def time_streamed_pass(self, num_tokens: int, context_tokens: int) -> tuple[float, float]:
-        self._occupy(self._target, context_tokens)
+        self._target.cache.occupy(context_tokens)
         inputs = self._chain(self._target, num_tokens, context_tokens)
         self._fill_ring()
         begun = time.perf_counter()
@@ -202,11 +202,6 @@ class SessionProbes:
         token_ids = 1 + np.arange(num_tokens) % min(7, model.vocab_size - 1)
         visible = np.tri(num_tokens, context_tokens + num_tokens, k=context_tokens, dtype=np.bool_)
         return PassInput(token_ids, key_positions[context_tokens:], key_positions, visible)
-
-    def _occupy(self, model: StreamedModel, num_tokens: int) -> None:
-        """Let the cache hold so many tokens, whatever they are."""
-        for layer in model.cache.layers:
-            layer.num_cached = num_tokens
 
 
 def median_seconds(

@@ -5,45 +5,38 @@ against them: the rest of the device's memory is filled with layers. Reads heade
 """
 
 import logging
-import math
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from offload.checkpoint.checkpoint import ITEM_BYTES
-from offload.checkpoint.layer_layout import LayerLayout, SlabTensor
-from offload.device import device_name, has_bfloat16, select_device
+from offload.device import device_name, select_device
 from offload.errors import BudgetError, CheckpointError
 from offload.formats.draft_weight import HeldFormat
-from offload.formats.stored_sizes import PACKED, QUANTIZED_FORMATS
 from offload.free_memory import resident_memory_bytes
 from offload.residency_plan import ResidencyPlan, Tier, plan_residency
 from offload.stage_ring import StageRing, plan_stages
 from offload.units import format_bytes, parse_link
 from runtime.config import (
-    ACCELERATOR_MAX_PREFILL_TOKENS,
     DEFAULT_CONTEXT_TOKENS,
-    MAX_PREFILL_TOKENS,
     PREFILL_CHUNK_TOKENS,
     DraftFormat,
     EngineConfig,
 )
 from runtime.engine.draft_choice import FoundDraft, take_draft
 from runtime.engine.model_folders import model_name
-from runtime.engine.packing import NOTHING_PACKS, packing_note, packing_of, with_packing
+from runtime.engine.need_of_files import compute_dtype, draft_device_of, draft_need, need_of_files
+from runtime.engine.packing import NOTHING_PACKS, packing_note, with_packing
 from runtime.engine.session import format_prompt
 from runtime.errors import OptionError
 from runtime.fit.advice import Advice, advise
 from runtime.fit.machine import Basis, Link, Machine, usable_bytes
 from runtime.fit.models import shape_of_folder
-from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, Placement, kv_cache_on, quantized_layers
+from runtime.fit.place import MemoryNeed, Placement
 from runtime.fit.plan import held_format
 from runtime.fit.plan_question import PlanQuestion
 from runtime.fit.probes import find_memory
@@ -58,7 +51,10 @@ from runtime.tokenizer.match import check_draft_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "I16": PACKED, "I8": "int8", "U8": "nf4"}
+MOST_TEXTS = 32
+"""That `auto` answers together."""
+TEXTS_SHARE = 0.25
+"""Of the layers' bytes, and of the device's memory, what their keys and values may take."""
 _IN_MEMORY = (
     "everything stays in memory, where a session loads no draft unless a calibration promises much of it: here the "
     "model's own substitute drafts"
@@ -92,15 +88,22 @@ class LoadPlan:
 
     @classmethod
     def build(
-        cls, config: EngineConfig, *, requests: Sequence[PromptRequest] = (), needs_draft: bool = False
+        cls,
+        config: EngineConfig,
+        *,
+        requests: Sequence[PromptRequest] = (),
+        needs_draft: bool = False,
+        most_texts: int = MOST_TEXTS,
     ) -> "LoadPlan":
         """Check the folders that `config` names and hold the budgets against what is needed. Raises BadInputError.
 
         The plan's own config has no draft `auto` any more: that is none where everything stays in memory, in which a
         draft gains little or nothing, and what `choose_drafts` finds where layers stream or a tree is asked for. With
-        `needs_draft` there is always one: also where everything stays, and an OptionError where none can be had.
+        `needs_draft` there is always one: also where everything stays, and an OptionError where none can be had. Where
+        the number of texts is left open there are at most `most_texts`.
         """
         assert config.target is not None, "the models have been located"
+        asked = config
         device = select_device(config.device)
         draft_device = draft_device_of(config, device)
         if config.share_layers and draft_device != device:
@@ -124,11 +127,22 @@ class LoadPlan:
         is_open = config.draft == "auto"
         if is_open:
             config = replace(config, draft="none")
-        config = packed_config(config, target, draft, usual_context_tokens=usual_context, device=device)
-        config = with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
+        config = _with_texts(
+            config,
+            target,
+            len(requests),
+            usual_context_tokens=usual_context,
+            most_texts=most_texts,
+            device=device,
+        )
         try:
+            config = packed_config(config, target, draft, usual_context_tokens=usual_context, device=device)
+            config = with_held(config, target, draft, usual_context_tokens=usual_context, device=device)
             need, advice, placement = _placed(config, target, draft, usual_context_tokens=usual_context, device=device)
         except BudgetError as error:
+            fewer = (config.num_texts or 1) // 2
+            if asked.num_texts is None and fewer:  # their keys and values may fit
+                return cls.build(asked, requests=requests, needs_draft=needs_draft, most_texts=fewer)
             if config.draft != "substitute":
                 raise
             raise BudgetError(f"{error}; --draft auto takes a smaller model of its family, if one is here") from error
@@ -136,7 +150,7 @@ class LoadPlan:
             config=config,
             device=device,
             draft_device=draft_device,
-            dtype=_compute_dtype(config, target, device),
+            dtype=compute_dtype(config, target, device),
             target=target,
             draft=draft,
             tokenizer=tokenizer,
@@ -223,7 +237,7 @@ class LoadPlan:
     @property
     def draft_dtype(self) -> torch.dtype:
         """Type that the draft computes in, on its device."""
-        return _compute_dtype(self.config, self.target, self.draft_device)
+        return compute_dtype(self.config, self.target, self.draft_device)
 
     @property
     def dtype_note(self) -> str | None:
@@ -308,6 +322,42 @@ def _wanted_tokens(tokenizer: Tokenizer, requests: Sequence[PromptRequest]) -> i
     return wanted
 
 
+def _with_texts(
+    config: EngineConfig,
+    target: ModelFiles,
+    num_requests: int,
+    *,
+    usual_context_tokens: int,
+    most_texts: int,
+    device: torch.device,
+) -> EngineConfig:
+    """Return the config with as many texts at a time as there are requests, and no more than are wanted.
+
+    `auto` takes as many as have keys and values in a small share of the layers' bytes and of the memory that is free,
+    since every text more adds its tokens to each pass. Raises OptionError where those of several are to travel.
+    """
+    wanted = most_texts if config.num_texts is None else config.num_texts
+    most = max(1, min(wanted, num_requests or wanted))
+    if most > 1 and config.kv_cache == "host":
+        if config.num_texts is not None:
+            raise OptionError(
+                f"--kv-cache host with --batch {config.num_texts}: keys and values that wait in host memory are those "
+                "of one prompt; leave one of the two out"
+            )
+        most = 1
+    if config.num_texts is None:
+        context_tokens = config.context_tokens or usual_context_tokens
+        text_bytes = context_tokens * target.cache_bytes_per_token(compute_dtype(config, target, device))
+        layer_bytes = sum(layout.slab_bytes for layout in target.layouts)
+        machine = machine_of(config, device)
+        room_bytes = machine.device_budget_bytes
+        if room_bytes is None:
+            room_bytes = usable_bytes(machine.free_bytes)
+        share = TEXTS_SHARE * (layer_bytes if machine.holds_least else min(layer_bytes, room_bytes))
+        most = max(1, min(most, int(share // max(1, text_bytes))))
+    return replace(config, num_texts=most)
+
+
 def packed_config(
     config: EngineConfig,
     target: ModelFiles,
@@ -389,11 +439,6 @@ def _machine_with_link(config: EngineConfig, device: torch.device) -> Machine:
     return machine
 
 
-def draft_device_of(config: EngineConfig, device: torch.device) -> torch.device:
-    """Return where the draft of a session on `device` is. Raises BadInputError if there is no such device."""
-    return device if config.draft_device == "auto" else select_device(config.draft_device)
-
-
 def machine_of(config: EngineConfig, device: torch.device) -> Machine:
     """Return this machine's memory as the config allows it. Raises BudgetError."""
     return replace(
@@ -415,62 +460,6 @@ def check_plan(config: EngineConfig, *, held_bytes: int = 0) -> None:
             raise
         free_bytes = find_memory(select_device(config.device)).free_bytes
         LoadPlan.build(replace(config, device_memory_bytes=usable_bytes(free_bytes) + held_bytes))
-
-
-def need_of_files(
-    config: EngineConfig,
-    target: ModelFiles,
-    draft: ModelFiles | None,
-    *,
-    usual_context_tokens: int = DEFAULT_CONTEXT_TOKENS,
-    device: torch.device = HOST_DEVICE,
-) -> MemoryNeed:
-    """Return what a session needs; without a separate `draft` the config says whether there is a substitute or none.
-
-    The context is the user's choice or the usual one, at most the model's positions.
-    """
-    dtype = _compute_dtype(config, target, device)
-    context_tokens = config.context_tokens or usual_context_tokens
-    shape = (1, 1) if config.is_plain else config.tree_shape
-    packing, scratch_elements = packing_of(config, target), target.scratch_elements(dtype, device)
-    is_unpacked_apart = (packing is not None or target.is_packed) and dtype != torch.bfloat16
-    narrow_scratch_bytes = scratch_elements * torch.bfloat16.itemsize if is_unpacked_apart else 0
-    need = MemoryNeed(
-        formats=layer_formats(target.layouts, target.stored_name if target.is_widened else None),
-        others_bytes=target.other_bytes(device),
-        table_bytes=target.table_bytes(device),
-        draft=(
-            _draft_need(config, target, draft, dtype=dtype, device=device)
-            if draft_device_of(config, device) == device
-            else None
-        ),
-        cache_bytes_per_token=target.cache_bytes_per_token(dtype),
-        context_tokens=min(context_tokens, max_positions(target.config) or context_tokens),
-        max_nodes=shape[0] if shape else 1,
-        workspace=target.workspace(dtype),
-        scratch_bytes=target.scratch_bytes(dtype, device),
-        narrow_scratch_bytes=narrow_scratch_bytes,
-        head_scratch_bytes=4 * target.head_scratch_elements(dtype, device),
-        is_widened=target.is_quantized or target.is_packed or target.stored_dtype != dtype,
-        slice_tokens=PREFILL_CHUNK_TOKENS if device.type == "cpu" else None,
-        prefill_tokens=MAX_PREFILL_TOKENS if device.type == "cpu" else ACCELERATOR_MAX_PREFILL_TOKENS,
-        num_slots=config.ring_slots,
-        num_graft_nodes=config.num_graft_nodes,
-        kv_cache=kv_cache_on(config.kv_cache, is_apart=device.type != "cpu" or config.link is not None),
-        cache_layer_bytes=target.cache_layer_bytes(dtype),
-        row_layer_bytes=target.row_layer_bytes(config.kv_format),
-    )
-    if packing is not None:
-        need = need.packed(
-            LayerFormat(
-                PACKED,
-                tuple(each.layout.slab_bytes for each in packing),
-                tuple(each.layout.payload_bytes for each in packing),
-            ),
-            escape_bytes=sum(each.escape_bytes for each in packing),
-            narrow_scratch_bytes=narrow_scratch_bytes,
-        )
-    return need if shape else need.with_largest_tree(is_cpu=device.type == "cpu")
 
 
 def _placed(
@@ -501,11 +490,11 @@ def _check_draft_device(
     config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, need: MemoryNeed, *, device: torch.device
 ) -> int:
     """Return the bytes of a draft on a device of its own. Raises BudgetError if they do not fit there."""
-    files, dtype = draft or target, _compute_dtype(config, target, device)
-    found = _draft_need(config, target, draft, dtype=dtype, device=device)
+    files, dtype = draft or target, compute_dtype(config, target, device)
+    found = draft_need(config, target, draft, dtype=dtype, device=device)
     assert found is not None, "a session with a draft"
-    num_tokens = min(PREFILL_CHUNK_TOKENS + need.max_nodes, need.capacity_tokens)
-    num_bytes = found.num_bytes + need.capacity_tokens * found.cache_bytes_per_token
+    num_tokens = min(PREFILL_CHUNK_TOKENS + need.max_nodes, need.cached_tokens)
+    num_bytes = found.num_bytes + need.cached_tokens * found.cache_bytes_per_token
     num_bytes += 0 if draft is not None else files.other_bytes(device)
     num_bytes += files.workspace(dtype).pass_bytes(num_tokens, need.capacity_tokens) + found.scratch_bytes
     usable = usable_bytes(find_memory(device).free_bytes)
@@ -515,80 +504,6 @@ def _check_draft_device(
             "give --draft-format nf4 or a smaller --draft, or leave out --draft-device"
         )
     return num_bytes
-
-
-def layer_formats(layouts: Sequence[LayerLayout], name: str | None = None) -> tuple[LayerFormat, ...]:
-    """Return the layers as stored, then as each smaller quantized format; quantized layers have no other."""
-    stored = LayerFormat(
-        name or _stored_name(layouts),
-        tuple(layout.slab_bytes for layout in layouts),
-        tuple(layout.payload_bytes for layout in layouts),
-    )
-    if stored.name not in ("bfloat16", "float16", "float32", PACKED):
-        return (stored,)
-    shapes = [[_matrix_shape(tensor) for tensor in layout.tensors if len(tensor.shape) == 2] for layout in layouts]
-    vectors = list(map(_vector_bytes, layouts))
-    converted = (quantized_layers(name, shapes, vectors) for name in QUANTIZED_FORMATS)
-    return (stored, *(layers for layers in converted if layers.total_bytes < stored.total_bytes))
-
-
-def _draft_need(
-    config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, dtype: torch.dtype, device: torch.device
-) -> DraftNeed | None:
-    if config.is_plain:
-        return None
-    files, is_substitute = draft or target, draft is None
-    held = files.held_format(config.draft_format, dtype, device, is_substitute=is_substitute)
-    num_bytes = sum(files.draft_layer_bytes(held))
-    if not is_substitute:
-        num_bytes += files.other_bytes(device) + files.draft_head_bytes(held, device)
-    label = f"substitute draft ({held})" if is_substitute else f"draft model ({held})"
-    shared = files.draft_layer_bytes(held) if is_substitute and config.share_layers else ()
-    is_widened = held != "stored" or files.is_quantized or files.stored_dtype != dtype
-    return DraftNeed(
-        label,
-        num_bytes,
-        files.cache_bytes_per_token(dtype),
-        table_bytes=0 if is_substitute else files.table_bytes(device),
-        workspace=files.workspace(dtype),
-        scratch_bytes=files.scratch_bytes(dtype, device) if is_widened else 0,
-        is_recorded=device.type == "cuda" and files.num_masks == 1,
-        shared_layer_bytes=shared,
-    )
-
-
-def _stored_name(layouts: Sequence[LayerLayout]) -> str:
-    counts: Counter[str] = Counter()
-    for tensor in chain.from_iterable(layout.tensors for layout in layouts):
-        counts[tensor.dtype] += math.prod(tensor.shape)
-    dtype = counts.most_common(1)[0][0]
-    return _FORMAT_NAMES.get(dtype, dtype)
-
-
-def _matrix_shape(tensor: SlabTensor) -> tuple[int, ...]:
-    """Return the shape of a matrix, also of one that is packed."""
-    return (tensor.shape[0], 4 * tensor.shape[1] // 3) if tensor.dtype == "I16" else tensor.shape
-
-
-def _vector_bytes(layout: LayerLayout) -> int:
-    return sum(math.prod(t.shape) * ITEM_BYTES[t.dtype] for t in layout.tensors if len(t.shape) != 2)
-
-
-def _compute_dtype(config: EngineConfig, target: ModelFiles, device: torch.device) -> torch.dtype:
-    """Return the user's choice, or float32 on a processor, so that no text depends on its tree.
-
-    An accelerator computes in the model's type, or in float16 where it has no bfloat16. Raises OptionError.
-    """
-    if config.compute_dtype == "auto":
-        dtype = torch.float32 if device.type == "cpu" else target.stored_dtype
-        return torch.float16 if dtype == torch.bfloat16 and not has_bfloat16(device) else dtype
-    chosen: torch.dtype = getattr(torch, config.compute_dtype)
-    if chosen == torch.bfloat16 and not has_bfloat16(device):
-        raise OptionError(
-            f"{device_name(device)} does not multiply bfloat16; give --compute-dtype float16, or float32 where a model "
-            "made in bfloat16 writes nonsense in it"
-        )
-    return chosen
 
 
 def _disk_ring(config: EngineConfig, residency: ResidencyPlan, *, device: torch.device) -> StageRing:

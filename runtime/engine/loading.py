@@ -178,6 +178,7 @@ def load_session(
         streamer,
         others=others,
         capacity=need.capacity_tokens,
+        num_lanes=need.num_texts,
         widened=path.widened,
         widths=widths,
         packed=placed.packed,
@@ -479,7 +480,17 @@ def _load_drafter(
         }
     compute = ComputePlan(plan.draft_dtype, is_fast=True, device=plan.draft_device)
     files, held, capacity = plan.draft_files, plan.draft_held, plan.need.capacity_tokens
-    loading = load_draft(files, compute, held, loader, others=others, capacity=capacity, shared=shared, cache=cache)
+    loading = load_draft(
+        files,
+        compute,
+        held,
+        loader,
+        others=others,
+        capacity=capacity,
+        num_lanes=plan.need.num_texts,
+        shared=shared,
+        cache=cache,
+    )
     model = yield from relabel(loading, partial(reading.add, "draft"))
     return Drafter(model, target_vocab_size=plan.target.config.vocab_size)
 
@@ -502,6 +513,7 @@ def _planner(plan: LoadPlan, start: InitialPlan, placed: PlacedLayers, link: Cop
         start.prior(substitute_held=plan.draft_held if has_substitute else None),
         stream,
         max_nodes=plan.need.max_nodes,
+        text_nodes=plan.need.text_nodes,
         fixed_shape=(1, 1) if config.is_plain else config.tree_shape,
         initial_costs=start.costs(placed.tiers, stream, plan),
         kind=config.tree_kind,

@@ -1,4 +1,4 @@
-"""One conversation: chat template, prefix reuse, where an answer ends, text as it comes.
+"""Conversations: chat template, prefix reuse, where an answer ends, text as it comes; one at a time, or many together.
 
 Turns a `PromptRequest` into token ids, drives the engine, and ends the answer exactly where plain decoding would: at
 an end token, a stop string, the token limit or the context's end, also in the middle of an accepted path.
@@ -6,18 +6,25 @@ an end token, a stop string, the token limit or the context's end, also in the m
 
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 
 from offload.errors import PassCancelledError
+from profiles.errors import OverstoryError
+from runtime.config import Generation
 from runtime.engine.engine import Engine
+from runtime.engine.token_sequence import TokenSequence
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Event, Finished, FinishReason, GenerationStatistics, PrefillProgress, Round, TextDelta
-from runtime.model.generation_config import GenerationConfig
+from runtime.model.generation_config import AnswerChoices, GenerationConfig
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.tokenizer.box import BoxedAnswer, Tokenizer
+
+AnswerEvent = tuple[PromptRequest, Event | OverstoryError]
+"""Whose event it is, and the event; an error is the last one of a request."""
 
 
 class Session:
@@ -66,9 +73,6 @@ class Session:
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
         """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
         prompt = self.format_prompt(request)
-        return self._prefill_start(prompt)
-
-    def _prefill_start(self, prompt: Sequence[int]) -> PrefillProgress:
         num_cached = min(self.engine.num_committed, self.engine.num_shared(prompt))
         return self.engine.prefill_progress(num_cached, len(prompt))
 
@@ -83,10 +87,13 @@ class Session:
 
         Raises PromptTooLongError, where the events begin, if the context has no room for an answer.
         """
+        self._allow()
+        return self._events(request)
+
+    def _allow(self) -> None:
         self._is_stopped.clear()
         for model in self._models:
             model.allow()
-        return self._events(request)
 
     @property
     def _models(self) -> list[StreamedModel]:
@@ -94,44 +101,120 @@ class Session:
         return [self.engine.target] if drafter is None else [self.engine.target, drafter.model]
 
     def _events(self, request: PromptRequest) -> Generator[Event, None, None]:
+        answer = self._begin(request, lane=0)
+        try:
+            while answer.finish_reason is None and self.engine.has_room(answer.sequence):
+                with closing(self._step([answer])) as events:
+                    for _, event in events:
+                        yield event
+        finally:
+            self._end(answer)
+        yield from answer.last_events()
+
+    def generate_all(self, requests: Iterable[PromptRequest]) -> Generator[AnswerEvent, None, None]:
+        """Answer requests together, as many at a time as there are lanes; each one's last event is Finished.
+
+        One that ends is replaced at once, and `requests` are asked for only then. One that fails ends with its error
+        instead; an error of a pass ends all that have a part in it. Closing early leaves the session ready.
+        """
+        self._allow()
+        coming, live = iter(requests), dict[int, _Answer]()
+        try:
+            while True:
+                yield from self._fill(live, coming)
+                if not live:
+                    return
+                yield from self._step_together(live)
+        finally:
+            for answer in live.values():
+                self._end(answer)
+
+    def _fill(self, live: dict[int, "_Answer"], coming: Iterator[PromptRequest]) -> Iterator[AnswerEvent]:
+        """Give every free lane a request, the one to each whose text begins most like it."""
+        while not self._is_stopped.is_set():
+            free = [sequence for sequence in self.engine.sequences if sequence.lane not in live]
+            if not free or (request := next(coming, None)) is None:
+                return
+            try:
+                prompt = self._prompt_with_room(request)
+                lane = max(free, key=lambda sequence: sequence.num_shared(prompt)).lane
+                live[lane] = self._begin(request, lane=lane, prompt=prompt)
+            except OverstoryError as error:
+                yield request, error
+            else:
+                yield request, self.engine.prefill_progress(self.engine.sequences[lane].num_committed, len(prompt))
+
+    def _step_together(self, live: dict[int, "_Answer"]) -> Iterator[AnswerEvent]:
+        """Run one pass for all answers, and end those that it completes."""
+        try:
+            with closing(self._step(list(live.values()))) as events:
+                for answer, event in events:
+                    yield answer.request, event
+        except OverstoryError as error:
+            for answer in live.values():
+                answer.error = answer.error or error
+        for lane, answer in list(live.items()):
+            if answer.error is not None:
+                self._end(live.pop(lane))
+                yield answer.request, answer.error
+            elif answer.finish_reason is not None or not self.engine.has_room(answer.sequence):
+                self._end(live.pop(lane))
+                for event in answer.last_events():
+                    yield answer.request, event
+
+    def _step(self, answers: Sequence["_Answer"]) -> Generator[tuple["_Answer", Event], None, None]:
+        """Yield the events of one pass for these answers; where they are stopped, its end is not waited for.
+
+        An answer whose text cannot be made of its tokens has an error then, if it is not alone, which raises it.
+        """
+        by_lane = {answer.sequence.lane: answer for answer in answers}
+        try:
+            with closing(self.engine.step([answer.sequence for answer in answers])) as events:
+                for sequence, event in events:
+                    answer = by_lane[sequence.lane]
+                    yield answer, event
+                    if isinstance(event, Round) and (released := self._add(answer, event, len(answers))):
+                        yield answer, TextDelta(released)
+                    if self._is_stopped.is_set():
+                        break
+        except PassCancelledError:
+            if not self._is_stopped.is_set():
+                raise
+        if self._is_stopped.is_set():
+            for answer in answers:
+                answer.finish_reason = answer.finish_reason or "stopped"
+
+    @staticmethod
+    def _add(answer: "_Answer", done: Round, num_answers: int) -> str:
+        """Add a round to an answer, whose own an error is if it is not alone."""
+        try:
+            return answer.add(done)
+        except OverstoryError as error:
+            if num_answers == 1:
+                raise
+            answer.error = error
+            return ""
+
+    def _begin(self, request: PromptRequest, *, lane: int, prompt: Sequence[int] | None = None) -> "_Answer":
         engine = self.engine
-        prompt = self._prompt_with_room(request)
+        prompt = self._prompt_with_room(request) if prompt is None else prompt
         choices = self.generation.choices(
             request.params, request.unchosen, num_prompt_tokens=len(prompt), end_token_ids=self.end_token_ids
         )
         params = choices.params
         text = self._tokenizer.begin_answer(params.stop, behind=prompt[-4:] if request.is_continued else ())
-        answer = _Answer(text, self.end_token_ids, max_tokens=params.max_new_tokens)
-        bytes_before, expected = engine.bytes_streamed, self._prefill_start(prompt).expected_seconds
-        rounds = engine.generate(prompt, params, np.random.default_rng(params.seed), rules=choices.rules)
-        try:
-            for event in rounds:
-                yield event
-                if isinstance(event, Round) and (released := answer.add(event)):
-                    yield TextDelta(released)
-                if answer.finish_reason is None and self._is_stopped.is_set():
-                    answer.finish_reason = "stopped"
-                if answer.finish_reason is not None:
-                    break
-        except PassCancelledError:
-            if not self._is_stopped.is_set():
-                raise
-            answer.finish_reason = "stopped"
-        finally:
-            rounds.close()
-            engine.truncate(len(prompt) + len(text.token_ids))
-        if released := text.finish():
-            yield TextDelta(released)
-        costs = answer.statistics(prompt_tokens=len(prompt), bytes_streamed=engine.bytes_streamed - bytes_before)
-        yield Finished(
-            answer.finish_reason or "context",
-            text.text,
-            costs,
-            verification=params.scheme_name,
-            generation=self.generation.choice,
-            own_settings=choices.own,
-            expected_prefill_seconds=expected,
+        kept = engine.sequences[lane]
+        num_cached = min(kept.num_committed, kept.num_shared(prompt))
+        expected = engine.prefill_progress(num_cached, len(prompt)).expected_seconds
+        sequence = engine.begin(prompt, params, np.random.default_rng(params.seed), rules=choices.rules, lane=lane)
+        return _Answer(
+            request, sequence, text, choices, self.end_token_ids, expected=expected, generation=self.generation.choice
         )
+
+    def _end(self, answer: "_Answer") -> None:
+        """Leave the lane's caches with the prompt and what the answer shows."""
+        self.engine.end(answer.sequence)
+        self.engine.truncate(answer.num_prompt + len(answer.text.token_ids), lane=answer.sequence.lane)
 
     def _prompt_with_room(self, request: PromptRequest) -> list[int]:
         prompt = self.format_prompt(request)
@@ -146,26 +229,42 @@ class Session:
 class _Answer:
     """An answer as it grows: its text, why it ends, and what its rounds cost; the first one ends the prefill."""
 
-    def __init__(self, text: BoxedAnswer, end_token_ids: frozenset[int], *, max_tokens: int) -> None:
-        self._text = text
+    def __init__(
+        self,
+        request: PromptRequest,
+        sequence: TokenSequence,
+        text: BoxedAnswer,
+        choices: AnswerChoices,
+        end_token_ids: frozenset[int],
+        *,
+        expected: float | None,
+        generation: Generation,
+    ) -> None:
+        """`expected` seconds of the prefill."""
+        self.request = request
+        self.sequence = sequence
+        self.text = text
+        self.num_prompt = len(sequence.text)
+        self.finish_reason: FinishReason | None = None
+        self.error: OverstoryError | None = None
+        self._choices = choices
         self._end_token_ids = end_token_ids
-        self._max_tokens = max_tokens
-        self._begun = time.perf_counter()
+        self._expected, self._generation = expected, generation
+        self._begun, self._bytes_before = time.perf_counter(), sequence.bytes_streamed
         self._prefill_seconds = 0.0
         self._rounds: list[Round] = []
         self._new_tokens = self._first_round_tokens = 0
-        self.finish_reason: FinishReason | None = None
 
     def add(self, done: Round) -> str:
         """Add a round and what it emitted, up to the answer's end, and return the text that it releases."""
         self._rounds.append(done)
         if len(self._rounds) == 1:
             self._prefill_seconds = time.perf_counter() - self._begun
-        num_before = len(self._text.token_ids)
-        wanted, self.finish_reason = self._cut(done.token_ids, self._max_tokens - num_before)
-        released = self._text.add(wanted)
-        num_added = len(self._text.token_ids) - num_before
-        if self._text.is_stopped:
+        num_before = len(self.text.token_ids)
+        wanted, self.finish_reason = self._cut(done.token_ids, self._choices.params.max_new_tokens - num_before)
+        released = self.text.add(wanted)
+        num_added = len(self.text.token_ids) - num_before
+        if self.text.is_stopped:
             self.finish_reason = "stop"
         elif self.finish_reason == "stop":
             num_added += 1  # the end token
@@ -173,6 +272,20 @@ class _Answer:
         if len(self._rounds) == 1:
             self._first_round_tokens = num_added
         return released
+
+    def last_events(self) -> Iterator[Event]:
+        """Yield the text that was held back, and the end; no token follows."""
+        if released := self.text.finish():
+            yield TextDelta(released)
+        yield Finished(
+            self.finish_reason or "context",
+            self.text.text,
+            self._statistics(),
+            verification=self._choices.params.scheme_name,
+            generation=self._generation,
+            own_settings=self._choices.own,
+            expected_prefill_seconds=self._expected,
+        )
 
     def _cut(self, token_ids: Sequence[int], room: int) -> tuple[list[int], FinishReason | None]:
         """Return the tokens before the first end token or the limit, and why no more follow (None if more may)."""
@@ -185,13 +298,16 @@ class _Answer:
                 return wanted, "length"
         return wanted, None
 
-    def statistics(self, *, prompt_tokens: int, bytes_streamed: int) -> GenerationStatistics:
-        """Return the costs of the finished answer; one that was stopped in its first round is all prefill."""
+    def _statistics(self) -> GenerationStatistics:
+        """Return the costs of the finished answer; one that was stopped in its first round is all prefill.
+
+        Its seconds are those that its passes took; of what crossed the link in them it has its share.
+        """
         seconds = time.perf_counter() - self._begun
         prefill_seconds = self._prefill_seconds if self._rounds else seconds
         decoding = self._rounds[1:]
         return GenerationStatistics(
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=self.num_prompt,
             new_tokens=self._new_tokens,
             rounds=len(self._rounds),
             prefill_seconds=prefill_seconds,
@@ -199,9 +315,9 @@ class _Answer:
             decode_tokens=self._new_tokens - self._first_round_tokens,
             draft_seconds=sum((done.draft_seconds for done in decoding), 0.0),
             verify_seconds=sum((done.verify_seconds for done in decoding), 0.0),
-            bytes_streamed=bytes_streamed,
+            bytes_streamed=round(self.sequence.bytes_streamed - self._bytes_before),
             link_busy_seconds=sum((done.pass_statistics.link_busy_seconds for done in decoding), 0.0),
-            decode_bytes_streamed=sum(done.pass_statistics.link_bytes for done in decoding),
+            decode_bytes_streamed=round(sum(done.pass_statistics.link_bytes / done.num_texts for done in decoding)),
         )
 
 

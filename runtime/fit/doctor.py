@@ -21,8 +21,9 @@ from offload.units import format_bytes
 from profiles.errors import OverstoryError, quote
 from runtime.config import DEFAULT_CONTEXT_TOKENS, DraftFormat, EngineConfig
 from runtime.engine.draft_choice import FoundDraft, take_draft
-from runtime.engine.load_plan import need_of_files, packed_config, question_of, with_held
+from runtime.engine.load_plan import packed_config, question_of, with_held
 from runtime.engine.model_folders import model_name
+from runtime.engine.need_of_files import need_of_files
 from runtime.engine.packing import packing_note
 from runtime.fit.advice import Advice, advise
 from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed

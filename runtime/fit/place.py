@@ -92,7 +92,9 @@ class MemoryNeed:
     context_tokens: int
     """Most tokens of prompt and answer together."""
     max_nodes: int
-    """Largest tree; 1 without a draft."""
+    """Most nodes of a pass, those of all texts' trees together; 1 for each without a draft."""
+    num_texts: int = 1
+    """Texts that are decoded together; each has a lane of the caches."""
     workspace: Workspace
     """What the target's passes hold."""
     scratch_bytes: int
@@ -129,14 +131,14 @@ class MemoryNeed:
     @property
     def row_bytes(self) -> tuple[int, ...]:
         """Bytes of each layer's keys and values for all tokens where they travel, if that is another number."""
-        return tuple(self.capacity_tokens * size for size in self.row_layer_bytes)
+        return tuple(self.cached_tokens * size for size in self.row_layer_bytes)
 
     @property
     def cache_bytes(self) -> tuple[int, ...]:
         """Bytes of each layer's keys and values, for all tokens."""
         num_layers = len(self.layers.layer_bytes)
         each = self.cache_layer_bytes or (self.cache_bytes_per_token // num_layers,) * num_layers
-        return tuple(self.capacity_tokens * size for size in each)
+        return tuple(self.cached_tokens * size for size in each)
 
     @property
     def layers(self) -> LayerFormat:
@@ -154,14 +156,25 @@ class MemoryNeed:
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens that the caches have room for: the context and one tree."""
-        return self.context_tokens + self.max_nodes + self.num_graft_nodes
+        """Tokens of each text that the caches have room for: the context and one tree."""
+        return self.context_tokens + self.text_nodes + self.num_graft_nodes
+
+    @property
+    def text_nodes(self) -> int:
+        """Most nodes of one text's tree: twice its share, since not all texts are decoded all of the time."""
+        share = -(-self.max_nodes // self.num_texts)
+        return share if self.num_texts == 1 else min(self.max_nodes, 2 * share)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the caches have room for, of all texts."""
+        return self.num_texts * self.capacity_tokens
 
     @property
     def pass_tokens(self) -> int:
         """Most tokens that a layer computes at once: the end of a prompt and the largest tree, or a slice of one."""
         least = self.slice_tokens or ACCELERATOR_SLICE_TOKENS
-        return min(max(least, PREFILL_CHUNK_TOKENS + self._tree_tokens), self.capacity_tokens)
+        return min(max(least, PREFILL_CHUNK_TOKENS + self._tree_tokens), self.cached_tokens)
 
     @property
     def slice_width(self) -> int:
@@ -171,13 +184,14 @@ class MemoryNeed:
     @property
     def long_pass_tokens(self) -> int:
         """Most tokens of a pass that is computed in slices, the tree included; 0 where no pass is."""
-        longest = max(self.slice_width, min(self.prefill_tokens, self.context_tokens)) + self._tree_tokens
-        longest = min(longest, self.capacity_tokens)
+        longest = max(self.slice_width, min(self.prefill_tokens, self.num_texts * self.context_tokens))
+        longest += self._tree_tokens
+        longest = min(longest, self.cached_tokens)
         return longest if longest > self.pass_tokens else 0
 
     @property
     def _tree_tokens(self) -> int:
-        return self.max_nodes + self.num_graft_nodes
+        return self.max_nodes + self.num_texts * self.num_graft_nodes
 
     @property
     def disk_layer_bytes(self) -> tuple[int, ...]:
@@ -237,13 +251,13 @@ class MemoryNeed:
         entries = {HEAD if self.table_bytes else OTHERS: self.others_bytes}
         if travelling is None:
             travelling = range(len(self.layers.layer_bytes)) if self.kv_cache == "host" else ()
-        cached_bytes, cache_bytes = self.capacity_tokens * self.cache_bytes_per_token, self.cache_bytes
+        cached_bytes, cache_bytes = self.cached_tokens * self.cache_bytes_per_token, self.cache_bytes
         cached_bytes -= sum(cache_bytes[index] for index in travelling)
         if self.draft is not None:
             shared = self.draft.shared_layer_bytes
             entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)
-            cached_bytes += self.capacity_tokens * self.draft.cache_bytes_per_token
-        entries[f"{KEYS_AND_VALUES} of {self.capacity_tokens} tokens"] = cached_bytes
+            cached_bytes += self.cached_tokens * self.draft.cache_bytes_per_token
+        entries[f"{KEYS_AND_VALUES} of {self.cached_tokens} tokens"] = cached_bytes
         if scratch_bytes := self._all_scratch_bytes:
             entries["upcast scratch"] = scratch_bytes
         if self.escape_bytes:
@@ -273,7 +287,7 @@ class MemoryNeed:
         yield self.workspace.logits_bytes(WALK_ROWS)
         if self.draft is not None and (drafting := self.draft.workspace) is not None:
             widest = max(PREFILL_CHUNK_TOKENS, widest_level(self.max_nodes))
-            yield drafting.pass_bytes(min(widest, self.capacity_tokens), self.capacity_tokens)
+            yield drafting.pass_bytes(min(widest, self.cached_tokens), self.capacity_tokens)
             yield drafting.ranking_bytes(most_ranked(self.max_nodes))
 
     def with_largest_tree(self, *, is_cpu: bool) -> "MemoryNeed":
@@ -285,7 +299,7 @@ class MemoryNeed:
         return replace(self, max_nodes=num_nodes)
 
     def without_draft(self) -> "MemoryNeed":
-        return replace(self, draft=None, max_nodes=1, num_graft_nodes=0)
+        return replace(self, draft=None, max_nodes=self.num_texts, num_graft_nodes=0)
 
     def in_format(self, name: str) -> "MemoryNeed":
         """Return the same with the layers in that one of `formats`, in files still to be written.

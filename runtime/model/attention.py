@@ -1,4 +1,4 @@
-"""Attention as every pass here needs it: masks that say who sees whom, and grouped queries without copies.
+"""Attention as every pass here needs it: masks that say who sees whom, grouped queries without copies, texts apart.
 
 transformers repeats keys and values for each query head of a group as soon as there is a mask and more than one query,
 which for an 8B draft at 8,000 keys moves more bytes per step than its 4-bit weights. torch's fused kernels go by
@@ -6,6 +6,7 @@ strides: with the key heads in the place of the batch, a group's query heads sha
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,26 @@ GROUPED_ATTENTION = "overstory_grouped"
 """What transformers' registries call `grouped_attention`."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TextMask:
+    """What one of several texts attends to."""
+
+    tokens: slice
+    """Of the pass, or of the slice of it that is computed."""
+    keys: slice
+    """Slots of the cache."""
+    mask: torch.Tensor
+    """(1, 1, T, K) additive."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMask:
+    """Stands in a mask's place where several texts are computed at once: none is multiplied with another's keys."""
+
+    texts: tuple[TextMask, ...]
+    """In the order of their tokens, which are all there are."""
+
+
 def register_grouped_attention() -> str:
     """Make `grouped_attention` known to transformers, and return its name."""
     AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
@@ -28,20 +49,41 @@ def register_grouped_attention() -> str:
     return GROUPED_ATTENTION
 
 
+def takes_packed_masks(decoder: nn.Module) -> bool:
+    """Return whether the decoder's attention hands whatever stands for its mask to `grouped_attention`."""
+    return getattr(getattr(decoder, "config", None), "_attn_implementation", None) == GROUPED_ATTENTION
+
+
 def grouped_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | PackedMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return what transformers' `sdpa` does, (1, T, H, D'), of queries (1, H, T, D), keys (1, K, S, D), values like it.
 
-    What has no groups, a single query, which copies nothing there, and whatever else is asked for are left to it.
+    What has no groups, a single query, which copies nothing there, and whatever else is asked for are left to it. Of
+    several texts each is attended on its own.
     """
+    if isinstance(attention_mask, PackedMask):
+        outputs = [
+            grouped_attention(
+                module,
+                query[:, :, text.tokens],
+                key[:, :, text.keys],
+                value[:, :, text.keys],
+                text.mask,
+                dropout,
+                scaling,
+                **kwargs,
+            )[0]
+            for text in attention_mask.texts
+        ]
+        return torch.cat(outputs, dim=1), None
     num_groups = int(getattr(module, "num_key_value_groups", 1))
     is_left = num_groups == 1 or query.shape[2] == 1 or query.shape[0] > 1
     if is_left or attention_mask is None or _asks_for_more(kwargs):

@@ -318,13 +318,15 @@ def open_streamed(
     *,
     others: Mapping[str, torch.Tensor],
     capacity: int,
+    num_lanes: int = 1,
     widened: torch.Tensor | None = None,
     widths: PassWidths | None = None,
     packed: Mapping[int, PackedLayer] = MappingProxyType({}),
 ) -> StreamedModel:
     """Return the model whose layers come from `streamer`; `others` as `read_others` returns them.
 
-    `widened`: where keys and values that travel as int8 are widened, uint8; None where none do. `packed`: layers that
+    `capacity` of each of `num_lanes` texts. `widened`: where keys and values that travel as int8 are widened, uint8;
+    None where none do. `packed`: layers that
     lie so in memory, by index.
     """
     parts, table = _open_parts(files, compute, others)
@@ -332,6 +334,7 @@ def open_streamed(
         parts,
         compute,
         capacity=capacity,
+        num_lanes=num_lanes,
         cache_shapes=files.cache_shapes,
         embedding=table,
         layouts=files.layouts,
@@ -350,6 +353,7 @@ def load_draft(
     *,
     others: Mapping[str, torch.Tensor],
     capacity: int,
+    num_lanes: int = 1,
     shared: SharedLayers | None = None,
     cache: DraftCache | None = None,
 ) -> Generator[int, None, StreamedModel]:
@@ -362,6 +366,15 @@ def load_draft(
     """
     parts, table = _open_parts(files, compute, others)
     bound = shared or {}
+    model = partial(
+        StreamedModel,
+        parts,
+        compute,
+        capacity=capacity,
+        num_lanes=num_lanes,
+        cache_shapes=files.cache_shapes,
+        embedding=table,
+    )
 
     def binder(index: int, convert: Convert | None = None) -> ModuleBinder:
         return ModuleBinder(parts.layers[index], compute, formats=parts.layer_formats[index], convert=convert)
@@ -375,11 +388,11 @@ def load_draft(
         for index, layout in own.items():
             binder(index).bind(slab_views(layout, slab_on(compute.device, layout, read_slab(layout, engine))))
             yield layout.payload_bytes
-        return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
+        return model()
     convert = draft_converter(held, compute.dtype, compute.device)
     if held == "nf4" and cache is not None and not bound and not files.is_quantized:
         yield from _bind_cached(files, parts, compute, engine, convert, cache)
-        return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
+        return model()
     largest = max((layout.slab_bytes for layout in own.values()), default=0)
     slabs = cycle([allocate_read_slab(largest) for _ in range(min(2, len(own)))])
     reads = read_ahead(engine, zip(own.values(), slabs, strict=False))
@@ -394,7 +407,7 @@ def load_draft(
         converted = convert(own_head)
         if isinstance(converted, PackedInt8Weight):
             head.stored = converted
-    return StreamedModel(parts, compute, capacity=capacity, cache_shapes=files.cache_shapes, embedding=table)
+    return model()
 
 
 def _bind_cached(

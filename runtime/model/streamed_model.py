@@ -1,8 +1,8 @@
 """A transformers causal LM whose decoder layers draw their weights from a LayerStreamer, or hold them all.
 
 No architecture is written here: embedding, masks, rotary positions, attention and the head are transformers' own
-forward, run over a batch of one with a ready four-dimensional mask. Draft and target are this same class; only where
-their layers' bytes are differs.
+forward, run over a batch of one with a ready four-dimensional mask. Texts that are decoded together stand one behind
+the other in it. Draft and target are this same class; only where their layers' bytes are differs.
 """
 
 import copy
@@ -29,13 +29,13 @@ from offload.layer_streamer import LayerStreamer
 from offload.packed_layers import PackedLayer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
-from runtime.model.attention import attention_masks
+from runtime.model.attention import attention_masks, takes_packed_masks
 from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import USES_BEFORE_RECORDING, PassGraphs, recorder_for
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.pass_threads import PassThreads
 from runtime.model.safe_build import cache_argument
-from runtime.model.sliced_pass import SlicedPass, can_be_sliced
+from runtime.model.sliced_pass import Mask, PassSlice, Piece, SlicedPass, can_be_sliced, group_pieces
 from runtime.model.tree_cache import CacheShape, TreeCache
 from runtime.model.upload import upload
 from runtime.planner.prefill import PassWidths
@@ -46,7 +46,7 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 
 @dataclass(frozen=True, slots=True)
 class PassInput:
-    """One pass: T tokens behind C cached ones."""
+    """What one text has computed in a pass: T tokens behind C cached ones."""
 
     token_ids: npt.NDArray[np.int64]
     """(T,)"""
@@ -57,6 +57,14 @@ class PassInput:
     sight: npt.NDArray[np.bool_]
     """(T, D): which of the last D keys each token may attend to, C + T of them at most. Those before are text, at
     positions 0, 1, ..., of which every token sees what stands up to its own position."""
+    lane: int = 0
+    """Of the cache, where the text's keys and values are."""
+    shared: tuple[int, int] | None = None
+    """(lane, C): the cached ones are another text's, at an earlier place in the pass or not in it at all."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
     @property
     def num_text(self) -> int:
@@ -88,6 +96,7 @@ class StreamedModel:
         compute: ComputePlan,
         *,
         capacity: int,
+        num_lanes: int = 1,
         cache_shapes: Sequence[CacheShape] | None = None,
         embedding: HostEmbedding | None = None,
         layouts: Sequence[LayerLayout] = (),
@@ -98,17 +107,22 @@ class StreamedModel:
     ) -> None:
         """Everything of `parts` is bound, but with `streamer` the layers: each visit binds a slot by `layouts`.
 
-        `capacity`: tokens that the cache holds at most, of `cache_shapes`, if those are known: then its layers share
-        one piece of memory. `embedding`: the tokens' rows, where they wait on the host. `widened`: see `TreeCache`.
-        `widths`: how many tokens of a pass a layer computes at once; None: all of them. `packed`: layers that lie so in
-        memory, by index.
+        `capacity`: tokens of a text that the cache holds at most, of `num_lanes` texts, of `cache_shapes`, if those are
+        known: then its layers share one piece of memory. `embedding`: the tokens' rows, where they wait on the host.
+        `widened`: see `TreeCache`. `widths`: how many tokens of a pass a layer computes at once; None: all of them.
+        `packed`: layers that lie so in memory, by index.
         """
         self.parts = parts
         self._compute = compute
         self._embedding = embedding
         rows = None if streamer is None else streamer.rows
         self.cache = TreeCache(
-            num_layers=len(parts.layers), capacity=capacity, shapes=cache_shapes, travelling=rows, widened=widened
+            num_layers=len(parts.layers),
+            capacity=capacity,
+            num_lanes=num_lanes,
+            shapes=cache_shapes,
+            travelling=rows,
+            widened=widened,
         )
         if rows is not None and streamer is not None:
             for index in rows.layers:  # for measurements through another ring, which has no rows
@@ -116,24 +130,27 @@ class StreamedModel:
         self.last_pass = PassStatistics(0.0, 0.0, 0.0, 0, 0, 0, 0.0)
         self._streamer = streamer
         self._is_cancelled = threading.Event()
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[int | None, Mask] = {}
         self._decoder = parts.model.get_submodule(parts.decoder_name)
         self._cache_argument = cache_argument(inspect.signature(self._decoder.forward).parameters)
         self._head = _with_module(parts.model, parts.trunk_name.split("."), _KnownHiddenStates())
         self._threads = PassThreads() if compute.device.type == "cpu" else None
         self._graphs: PassGraphs | None = None
-        if streamer is None and set(parts.layer_windows) == {None}:
+        if streamer is None and num_lanes == 1 and set(parts.layer_windows) == {None}:
             record = recorder_for(compute.device)
             if record is not None:
                 self._graphs = PassGraphs(
                     record, self._forward_full, self.cache, dtype=compute.dtype, embedding=embedding
                 )
-        self._widths = widths if can_be_sliced(self._decoder) else None
+        self._is_cut = can_be_sliced(self._decoder)
+        self._widths = widths if self._is_cut else None
+        self._is_packed = takes_packed_masks(self._decoder)
         self._sliced: SlicedPass | None = None
+        self._wanted: torch.Tensor | None = None
+        """(W,) rows that anybody wants behind the last layer; None: all."""
         for index, layer in enumerate(parts.layers):
             self._choose_mask(layer, parts.layer_windows[index])
-            if self._widths is not None:
-                self._slice(layer, parts.layer_windows[index], is_last=index == len(parts.layers) - 1)
+            self._slice(layer, parts.layer_windows[index], is_last=index == len(parts.layers) - 1)
             if streamer is not None:
                 self._stream(layer, index, layouts[index], packed.get(index))
 
@@ -143,6 +160,8 @@ class StreamedModel:
         def set_mask(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if self._sliced is not None:  # every slice has its own
+                return args, kwargs
             if place < len(args):
                 return (*args[:place], self._masks[window], *args[place + 1 :]), kwargs
             return args, {**kwargs, "attention_mask": self._masks[window]}
@@ -159,10 +178,11 @@ class StreamedModel:
                 return forward(hidden, *args, **kwargs)
             named = dict(zip(names, args, strict=False)) | kwargs
             output = sliced.run(forward, hidden, named, window=window)
-            if not is_last:
+            wanted = self._wanted
+            if not is_last or wanted is None:
                 return output
             # What nobody wants needs no norm, which would hold several times its bytes.
-            return tree_map_only(torch.Tensor, lambda rows: rows[:, -sliced.num_wanted :], output)
+            return tree_map_only(torch.Tensor, lambda rows: rows.index_select(1, wanted), output)
 
         layer.forward = in_slices
 
@@ -235,36 +255,52 @@ class StreamedModel:
         notice = self._graphs.notice if self._graphs is not None else None
         return () if notice is None else (notice,)
 
-    @torch.inference_mode()
     def run_pass(self, inputs: PassInput, *, num_wanted: int | None = None, is_prefill: bool = False) -> torch.Tensor:
-        """Append T tokens to the cache and return the last hidden states of the last `num_wanted`, (W, E), or all.
+        """Run a pass over one text, see `run_batch`, and return the last hidden states of the last tokens, (W, E)."""
+        return self.run_batch([inputs], num_wanted=[num_wanted or inputs.num_tokens], is_prefill=is_prefill)[0]
 
-        Where rows are left out, the tokens before the wanted ones see everything before them, and so does the first of
-        these; each layer may then compute the pass slice by slice. `is_prefill`: a piece of a prompt, whose computation
-        takes longer than its launches, so that it is never recorded. Raises what a failed or cancelled copy raises;
-        cache and ring are then as they were before the pass.
+    @torch.inference_mode()
+    def run_batch(
+        self, parts: Sequence[PassInput], *, num_wanted: Sequence[int] | None = None, is_prefill: bool = False
+    ) -> list[torch.Tensor]:
+        """Append tokens of several texts to the cache, and return each one's last hidden states of the last wanted.
+
+        Of W_i tokens each, (W_i, E), or of all. The texts are in different lanes; the weights cross the link once for
+        all of them. Where rows are left out, the tokens before the wanted ones see everything before them, and so does
+        the first of these; each layer may then compute the pass slice by slice. `is_prefill`: a piece of a prompt,
+        whose computation takes longer than its launches, so that it is never recorded. Raises what a failed or
+        cancelled copy raises; cache and ring are then as they were before the pass.
         """
-        num_tokens = len(inputs.token_ids)
-        num_wanted = num_wanted or num_tokens
-        with self._threads.computing(num_tokens) if self._threads else nullcontext():
-            return self._run_pass(inputs, num_wanted=num_wanted, is_prefill=is_prefill)[-num_wanted:]
+        counts = [part.num_tokens for part in parts]
+        wanted = list(num_wanted or counts)
+        with self._threads.computing(sum(counts)) if self._threads else nullcontext():
+            hidden = self._run_recorded(parts[0]) if len(parts) == 1 and not is_prefill else None
+            if hidden is None:
+                hidden = self._run_pass(parts, wanted)
+        if len(hidden) == sum(counts) != sum(wanted):
+            each = zip(hidden.split(counts), wanted, strict=True)  # type: ignore[no-untyped-call]
+            return [rows[-count:] for rows, count in each]
+        return list(hidden.split(wanted))  # type: ignore[no-untyped-call]
 
-    def _run_pass(self, inputs: PassInput, *, num_wanted: int, is_prefill: bool) -> torch.Tensor:
-        num_cached, device = self.cache.num_cached, self._compute.device
+    def _run_recorded(self, inputs: PassInput) -> torch.Tensor | None:
+        if self._graphs is None:
+            return None
         drafted = inputs.key_positions[inputs.num_text :]
-        if self._graphs is not None and not is_prefill:
-            recorded = self._graphs.run(inputs.token_ids, inputs.positions, drafted, inputs.sight, device=device)
-            if recorded is not None:
-                return recorded
+        return self._graphs.run(inputs.token_ids, inputs.positions, drafted, inputs.sight, device=self._compute.device)
+
+    def _run_pass(self, parts: Sequence[PassInput], num_wanted: Sequence[int]) -> torch.Tensor:
+        """Return the last hidden states of the wanted rows, or of all, text after text."""
+        device = self._compute.device
+        before = [self.cache.num_cached_in(part.lane) for part in parts]
+        ids = np.concatenate([part.token_ids for part in parts])
         if self._embedding is not None:
-            self._embedding.bring(inputs.token_ids)
-        token_ids, positions, drafted_keys, sight = upload(
-            (inputs.token_ids, inputs.positions, drafted, inputs.sight), device
+            self._embedding.bring(ids)
+        token_ids, positions, *rest = upload(
+            (ids, np.concatenate([part.positions for part in parts]), *_sights(parts)), device
         )
-        key_positions = torch.cat((torch.arange(inputs.num_text, device=device), drafted_keys))
-        self._enter(positions, key_positions, sight, num_wanted=num_wanted)
+        self._enter(parts, num_wanted, positions=positions, sights=rest)
         if self._streamer is not None:
-            self._streamer.begin_pass(num_rows=num_cached, num_new_rows=len(inputs.token_ids))
+            self._streamer.begin_pass(num_rows=before[0], num_new_rows=len(ids))
         try:
             if self._is_cancelled.is_set():  # since before the ring could hear of it
                 raise PassCancelledError("The pass was cancelled before its first layer.")
@@ -275,41 +311,67 @@ class StreamedModel:
                     torch.accelerator.current_stream(device).synchronize()
                 self.last_pass = self._streamer.end_pass()
         except BaseException:
-            self.cache.truncate(num_cached)
+            for part, num_cached in zip(parts, before, strict=True):
+                self.cache.truncate(num_cached, lane=part.lane)
             if self._streamer is not None:
                 self._streamer.abort_pass()
             raise
         finally:
-            self._masks, self._sliced = {}, None  # as large as a layer's activations where the context is long
+            # As large as a layer's activations where the context is long.
+            self._masks, self._sliced, self._wanted = {}, None, None
         return output[0]
 
     def _enter(
-        self, positions: torch.Tensor, key_positions: torch.Tensor, sight: torch.Tensor, *, num_wanted: int
+        self,
+        parts: Sequence[PassInput],
+        num_wanted: Sequence[int],
+        *,
+        positions: torch.Tensor,
+        sights: Sequence[torch.Tensor],
     ) -> None:
-        """Decide in how many slices the layers compute the pass, and build the mask of the last one."""
-        num_tokens, bounds = len(positions), [(0, len(positions))]
-        if self._widths is not None and num_wanted < num_tokens:
-            bounds = self._widths.bounds(num_tokens, num_wanted=num_wanted)
-        last_start = bounds[-1][0]
-        self._masks = attention_masks(
-            positions[last_start:],
-            key_positions=key_positions,
-            sight=sight[last_start:],
-            windows=self.parts.layer_windows,
-            dtype=self._compute.dtype,
-        )
-        self._sliced = None
-        if len(bounds) > 1:
-            self._sliced = SlicedPass(
-                bounds,
-                num_cached=self.cache.num_cached,
-                num_wanted=num_wanted,
-                positions=positions,
-                key_positions=key_positions,
-                last_masks=self._masks,
+        """Decide in which slices the layers compute the pass, and build the masks of each text's last piece."""
+        pieces: list[Piece] = []
+        start, is_cut = 0, False
+        for index, (part, wanted) in enumerate(zip(parts, num_wanted, strict=True)):
+            num_tokens = part.num_tokens
+            num_cached = part.shared[1] if part.shared else self.cache.num_cached_in(part.lane)
+            bounds = [(0, num_tokens)]
+            if self._widths is not None and wanted < num_tokens:
+                bounds = self._widths.bounds(num_tokens, num_wanted=wanted)
+            is_cut = is_cut or len(bounds) > 1
+            shared = part.shared
+            for begin, end in bounds[:-1]:
+                pieces.append(Piece(part.lane, start + begin, start + end, num_cached + end, shared))
+                shared = None
+            first = bounds[-1][0]
+            drafted, sight = sights[2 * index], sights[2 * index + 1]
+            masks = attention_masks(
+                positions[start + first : start + num_tokens],
+                key_positions=torch.cat((torch.arange(part.num_text, device=positions.device), drafted)),
+                sight=sight[first:],
+                windows=self.parts.layer_windows,
                 dtype=self._compute.dtype,
-                is_cancelled=self._is_cancelled.is_set,
             )
+            last = (part.lane, start + first, start + num_tokens, num_cached + num_tokens)
+            pieces.append(Piece(*last, shared, masks))
+            start += num_tokens
+        most_tokens = None if self._widths is None else self._widths.widest_tokens
+        slices = [
+            PassSlice.of(group, capacity=self.cache.capacity, dtype=self._compute.dtype, device=self._compute.device)
+            for group in group_pieces(pieces, most_tokens=most_tokens, is_packed=self._is_packed)
+        ]
+        self.cache.enter(slices[0].entry)
+        self._masks, self._sliced = {}, None
+        if len(slices) == 1:
+            self._masks = {window: slices[0].mask(window) for window in set(self.parts.layer_windows)}
+            return
+        self._sliced = SlicedPass(
+            slices, enter=self.cache.enter, is_overwritten=self._is_cut, is_cancelled=self._is_cancelled.is_set
+        )
+        if is_cut:
+            ends = np.cumsum([part.num_tokens for part in parts])
+            rows = [np.arange(end - wanted, end) for end, wanted in zip(ends, num_wanted, strict=True)]
+            (self._wanted,) = upload((np.concatenate(rows),), positions.device)
 
     def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run the decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""
@@ -317,13 +379,20 @@ class StreamedModel:
         with sdpa_kernel(_ATTENTION) if self._compute.device.type == "cuda" else nullcontext():
             output = self._decoder(
                 input_ids=token_ids,
-                attention_mask=next(iter(self._masks.values())),
+                attention_mask=self._outer_mask(token_ids),
                 position_ids=positions,
                 use_cache=True,
                 **{self._cache_argument: self.cache},
             )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
+
+    def _outer_mask(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Return a mask for the decoder itself, which leaves a four-dimensional one alone; each layer gets its own."""
+        mask = next(iter(self._masks.values()), None)
+        if isinstance(mask, torch.Tensor):
+            return mask
+        return torch.zeros((1, 1, token_ids.shape[1], 1), dtype=self._compute.dtype, device=token_ids.device)
 
     def _forward_full(self, token_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run the decoder of an architecture whose layers all have the same mask."""
@@ -356,32 +425,63 @@ class LazyLogits:
     WALK_ROWS of them, since one product over several rows costs little more than over one.
     """
 
-    def __init__(self, model: StreamedModel, hidden: torch.Tensor, topology: TreeTopology) -> None:
-        """`hidden` (N, E): last hidden states of the tree's nodes."""
+    def __init__(
+        self, model: StreamedModel, hidden: torch.Tensor, topology: TreeTopology, *, most_rows: int = WALK_ROWS
+    ) -> None:
+        """`hidden` (N, E): last hidden states of the tree's nodes; `most_rows`: of a product."""
         self._model = model
         self._hidden = hidden
         self._topology = topology
+        self._most_rows = most_rows
         self._rows: dict[int, npt.NDArray[np.float32]] = {}
+
+    @classmethod
+    def of_texts(cls, model: StreamedModel, trees: Sequence[tuple[torch.Tensor, TreeTopology]]) -> "list[LazyLogits]":
+        """Return the logits of several texts' trees, given by hidden states (N, E) and topology.
+
+        The first rows of all come from one product, since the head's weights are read once for it.
+        """
+        most_rows = max(1, WALK_ROWS // max(1, len(trees)))
+        found = [cls(model, hidden, topology, most_rows=most_rows) for hidden, topology in trees]
+        if len(found) > 1:
+            firsts = [each._first_descent(0) for each in found]
+            rows = torch.cat([each._pick(nodes) for each, nodes in zip(found, firsts, strict=True)])
+            logits = iter(model.logits(rows).numpy(force=True))
+            for each, nodes in zip(found, firsts, strict=True):
+                each._rows = {node: next(logits) for node in nodes}
+        return found
+
+    def _pick(self, nodes: Sequence[int]) -> torch.Tensor:
+        (index,) = upload((np.array(nodes, dtype=np.int64),), self._hidden.device)
+        return self._hidden.index_select(0, index)
 
     def row(self, node: int) -> npt.NDArray[np.float32]:
         """Return the target's logits after `node`."""
         if node not in self._rows:
             nodes = self._first_descent(node)
-            (index,) = upload((np.array(nodes, dtype=np.int64),), self._hidden.device)
-            logits = self._model.logits(self._hidden.index_select(0, index)).numpy(force=True)
+            logits = self._model.logits(self._pick(nodes)).numpy(force=True)
             self._rows = dict(zip(nodes, logits, strict=True))  # a walk never goes back up
         return self._rows[node]
 
     def _first_descent(self, node: int) -> list[int]:
         nodes = [node]
-        while len(nodes) < WALK_ROWS and (children := self._topology.children(nodes[-1])):
+        while len(nodes) < self._most_rows and (children := self._topology.children(nodes[-1])):
             nodes.append(children[0])
         return nodes
 
 
-def chain_input(token_ids: Sequence[int], *, num_cached: int) -> PassInput:
+def chain_input(
+    token_ids: Sequence[int], *, num_cached: int, lane: int = 0, shared: tuple[int, int] | None = None
+) -> PassInput:
     """Return the pass that appends a plain chain of tokens behind `num_cached` committed ones."""
     num_tokens = len(token_ids)
     positions = np.arange(num_cached + num_tokens, dtype=np.int64)
     sight = np.empty((num_tokens, 0), dtype=np.bool_)
-    return PassInput(np.asarray(token_ids, dtype=np.int64), positions[num_cached:], positions, sight)
+    return PassInput(np.asarray(token_ids, dtype=np.int64), positions[num_cached:], positions, sight, lane, shared)
+
+
+def _sights(parts: Sequence[PassInput]) -> Iterator[npt.NDArray[Any]]:
+    """Yield of each text the positions (D,) of the keys that are no text, and who sees them (T, D)."""
+    for part in parts:
+        yield part.key_positions[part.num_text :]
+        yield part.sight

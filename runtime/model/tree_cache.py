@@ -1,8 +1,9 @@
-"""How a tree of tokens stands in a model: the cache that holds its nodes.
+"""How trees of tokens stand in a model: the cache that holds their nodes.
 
 It is transformers' own kind, but its slots are allocated once, all layers' in one tensor: append, compact in
 place, truncate. One slot per token and layer, with keys and values of all heads in one row, so that the text so far is
-contiguous. A pass appends its tokens behind the committed ones; `compact` keeps an accepted path, `truncate` forgets.
+contiguous. Texts that are decoded together have a lane each: as many slots, side by side in the same tensor. A pass
+appends its tokens behind the committed ones; `compact` keeps an accepted path, `truncate` forgets.
 The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For passes of fixed shape
 (`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding. The rows of layers that
 travel are not here: the ring lends them for each visit (`lend`), and what is kept of them is moved in host memory. Rows
@@ -44,16 +45,36 @@ class CacheShape:
         return self.key_width + math.prod(self.values)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """The tokens that the next update brings."""
+
+    num_tokens: tuple[tuple[int, int], ...]
+    """(lane, tokens) in their order, each lane once."""
+    slots: torch.Tensor | None = None
+    """(T,) where they go, on the cache's device, if there are several lanes; one lane's go behind what it has."""
+    shared: tuple[tuple[int, int, int], ...] = ()
+    """(source, lane, tokens): the lane begins with what the source lane holds of its first tokens by then."""
+
+
+_ALONE = Entry(((0, 0),))
+"""Whatever comes, to the first lane."""
+
+
 class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one decoder layer, each (1, K, slots, D): views of rows that hold both of a token."""
 
     is_sliding = False
 
-    def __init__(self, index: int, capacity: int, allocate: Callable[[int, torch.Tensor, CacheShape], None]) -> None:
+    def __init__(
+        self, index: int, capacity: int, num_lanes: int, allocate: Callable[[int, torch.Tensor, CacheShape], None]
+    ) -> None:
         """`allocate` gives the layer of an index its rows, like a tensor of the wanted type, in the shape it shows."""
         super().__init__()
         self.capacity = capacity
-        self.num_cached = 0
+        self.counts = [0] * num_lanes
+        """Tokens of each lane that the layer holds."""
+        self.entry = _ALONE
         self.fixed: tuple[torch.Tensor, int] | None = None
         """During a pass of fixed shape: the new tokens' slots (T,), and how many keys the pass sees."""
         self._index = index
@@ -76,12 +97,15 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
         )
         self.is_initialized, self._narrow = True, narrow
         if narrow is not None:
-            narrow.widen(0, self.num_cached, (self.keys, self.values))
+            narrow.widen(0, self.counts[0], (self.keys, self.values))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (1, K, T, D) behind what is cached; returns views of everything cached, (1, K, num_cached, D)."""
+        """Append (1, K, T, D) behind what the entry's lanes hold.
+
+        Returns views of everything that its lane holds (1, K, cached, D), or, of several lanes, of all slots.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.fixed is not None:
@@ -89,23 +113,47 @@ class _TreeCacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self.keys.index_copy_(2, slots, key_states)
             self.values.index_copy_(2, slots, value_states)
             return self.keys[:, :, :num_keys], self.values[:, :, :num_keys]
-        start, self.num_cached = self.num_cached, self.num_cached + key_states.shape[2]
-        if self.num_cached > self.capacity:
-            raise RuntimeError(f"the cache has {self.capacity} slots and {self.num_cached} are needed")
+        for _, lane, num_tokens in self.entry.shared:
+            self.counts[lane] = num_tokens
+        if self.entry.slots is not None:
+            for lane, num_tokens in self.entry.num_tokens:
+                self._count(lane, num_tokens)
+            self.keys.index_copy_(2, self.entry.slots, key_states)
+            self.values.index_copy_(2, self.entry.slots, value_states)
+            self._share()
+            return self.keys, self.values
+        self._share()
+        ((lane, _),) = self.entry.num_tokens
+        start, stop = self._count(lane, key_states.shape[2])
         if self._narrow is not None:
             self._narrow.write(start, (key_states, value_states))
-            self._narrow.widen(start, self.num_cached, (self.keys, self.values))
+            self._narrow.widen(start, stop, (self.keys, self.values))
         else:
-            self.keys[:, :, start : self.num_cached] = key_states
-            self.values[:, :, start : self.num_cached] = value_states
-        return self.keys[:, :, : self.num_cached], self.values[:, :, : self.num_cached]
+            self.keys[:, :, start:stop] = key_states
+            self.values[:, :, start:stop] = value_states
+        first = lane * self.capacity
+        return self.keys[:, :, first:stop], self.values[:, :, first:stop]
+
+    def _share(self) -> None:
+        for source, lane, num_tokens in self.entry.shared:
+            other, first = source * self.capacity, lane * self.capacity
+            for states in (self.keys, self.values):
+                states[:, :, first : first + num_tokens] = states[:, :, other : other + num_tokens]
+
+    def _count(self, lane: int, num_tokens: int) -> tuple[int, int]:
+        """Count more tokens of a lane, and return the first of their slots and the one behind the last."""
+        before, after = self.counts[lane], self.counts[lane] + num_tokens
+        if after > self.capacity:
+            raise RuntimeError(f"the cache has {self.capacity} slots for each text and {after} are needed")
+        self.counts[lane] = after
+        return lane * self.capacity + before, lane * self.capacity + after
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Key length and offset during the next pass of `query_length` tokens."""
-        return self.num_cached + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.num_cached
+        return self.counts[self.entry.num_tokens[0][0]]
 
     def get_max_length(self) -> int:
         return self.capacity
@@ -119,17 +167,23 @@ class TreeCache(Cache):  # type: ignore[misc]
         *,
         num_layers: int,
         capacity: int,
+        num_lanes: int = 1,
         shapes: Sequence[CacheShape] | None = None,
         travelling: TravellingRows | None = None,
         widened: torch.Tensor | None = None,
     ) -> None:
-        """`shapes` of the layers; None: not known, and each layer takes memory of its own as it shows them.
+        """`capacity` of each lane; `shapes` of the layers; None: not known, and each layer takes memory of its own.
 
         The `travelling` ones take none, and must be lent rows before a pass reaches them: as they are computed, or
-        int8 where there is memory on the device in which one layer's are `widened`, uint8.
+        int8 where there is memory on the device in which one layer's are `widened`, uint8. They know one lane alone.
         """
-        super().__init__(layers=[_TreeCacheLayer(index, capacity, self._allocate) for index in range(num_layers)])
+        assert travelling is None or not travelling.layers or num_lanes == 1, "what travels has one lane"
+        super().__init__(
+            layers=[_TreeCacheLayer(index, capacity, num_lanes, self._allocate) for index in range(num_layers)]
+        )
         self.capacity = capacity
+        """Tokens that a lane has room for."""
+        self.num_lanes = num_lanes
         self._shapes = shapes
         self._travelling = travelling
         self._widened = widened
@@ -138,8 +192,12 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     @property
     def num_cached(self) -> int:
-        """Tokens that every layer holds (during a pass: that the slowest layer holds)."""
-        counts: list[int] = [layer.num_cached for layer in self.layers]
+        """Tokens of the first lane, the only one unless several texts are decoded together."""
+        return self.num_cached_in(0)
+
+    def num_cached_in(self, lane: int) -> int:
+        """Return the tokens of a lane that every layer holds (during a pass: that the slowest layer holds)."""
+        counts: list[int] = [layer.counts[lane] for layer in self.layers]
         return min(counts)
 
     @property
@@ -163,30 +221,51 @@ class TreeCache(Cache):  # type: ignore[misc]
                 layer.fixed = None
 
     def append(self, num_tokens: int) -> None:
-        """Count tokens that a pass of fixed shape has written behind what is cached."""
+        """Count tokens that a pass of fixed shape has written behind what the first lane holds."""
         for layer in self.layers:
-            layer.num_cached += num_tokens
+            layer.counts[0] += num_tokens
 
-    def truncate(self, num_tokens: int) -> None:
-        """Forget all but the first `num_tokens` tokens."""
+    def enter(self, entry: Entry) -> None:
+        """Let the next update of every layer bring these tokens, until another entry is named."""
         for layer in self.layers:
-            layer.num_cached = min(layer.num_cached, num_tokens)
+            layer.entry = entry
+
+    def truncate(self, num_tokens: int, *, lane: int = 0) -> None:
+        """Forget all but a lane's first `num_tokens` tokens."""
+        for layer in self.layers:
+            layer.counts[lane] = min(layer.counts[lane], num_tokens)
+
+    def occupy(self, num_tokens: int) -> None:
+        """Let the first lane hold so many tokens, whatever its slots hold; for measurements."""
+        for layer in self.layers:
+            layer.counts[0] = num_tokens
 
     @torch.inference_mode()
-    def compact(self, start: int, slots: Sequence[int]) -> None:
-        """Keep the first `start` tokens and then the given slots, in order; slots are >= start and increasing."""
+    def compact(self, start: int, slots: Sequence[int], *, lane: int = 0) -> None:
+        """Keep a lane's first `start` tokens and then the given slots, in order; slots are >= start and increasing."""
         end = start + len(slots)
         if list(slots) == list(range(start, end)):
-            self.truncate(end)
+            self.truncate(end, lane=lane)
             return
         if self._blocks:
-            (index,) = upload((np.array(slots, dtype=np.int64),), self._blocks[0].device)
+            first = lane * self.capacity
+            (index,) = upload((first + np.array(slots, dtype=np.int64),), self._blocks[0].device)
             for block in self._blocks:  # all layers at once
-                block[:, start:end] = block.index_select(1, index)
+                block[:, first + start : first + end] = block.index_select(1, index)
         if self._travelling is not None:
             self._travelling.keep(start, slots)
         for layer in self.layers:
-            layer.num_cached = end
+            layer.counts[lane] = end
+
+    @torch.inference_mode()
+    def copy(self, num_tokens: int, *, source: int, lane: int) -> None:
+        """Let a lane hold what another one holds of its first `num_tokens` tokens, and nothing else."""
+        assert num_tokens <= self.num_cached_in(source), "the source holds so many"
+        first, other = lane * self.capacity, source * self.capacity
+        for block in self._blocks:
+            block[:, first : first + num_tokens] = block[:, other : other + num_tokens]
+        for layer in self.layers:
+            layer.counts[lane] = num_tokens
 
     def lend(self, layer_index: int, rows: torch.Tensor, dtype: torch.dtype) -> None:
         """Let a travelling layer keep its keys and values in `rows`, uint8 (capacity, bytes), until others are lent."""
@@ -204,7 +283,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         for travelling in () if self._travelling is None else self._travelling.layers:
             del shapes[travelling]
         assert shapes[index] == shape, f"layer {index} keeps {shape}, and {shapes[index]} was expected"
-        num_slots = self.capacity + self._has_spare_slot
+        num_slots = self.num_lanes * self.capacity + self._has_spare_slot
         layers_by_width: dict[int, list[int]] = {}
         for layer_index, one in shapes.items():
             layers_by_width.setdefault(one.width, []).append(layer_index)

@@ -47,7 +47,7 @@ def try_pass(parts: DecoderParts) -> tuple[CacheShape, ...]:
         where = f"config.json ({parts.model.config.model_type})"
         raise CheckpointError(f"{where} describes a model whose first pass fails: {first_line(error)}") from error
     caches = [model.cache.layers[index] for index in layers.alike]
-    if layers.num_run < len(caches) or any(cache.num_cached < _NUM_TOKENS for cache in caches):
+    if layers.num_run < len(caches) or any(cache.counts[0] < _NUM_TOKENS for cache in caches):
         raise unsupported(parts.model, "layers that do not all keep keys and values of every token")
     if logits.shape != (_NUM_TOKENS, model.vocab_size):
         raise unsupported(parts.model, f"a head of {logits.shape[-1]} instead of {model.vocab_size} tokens")
@@ -100,7 +100,7 @@ class _TriedLayers:
         self._outputs[index] = output
 
     def _repeat(self, first: int, index: int, *args: Any, **kwargs: Any) -> Any:
-        self._cache.layers[index].num_cached = self._cache.layers[first].num_cached
+        self._cache.layers[index].counts[:] = self._cache.layers[first].counts
         return self._outputs[first]
 
 

@@ -36,7 +36,7 @@ class CostTable:
     """Ascending, at least one."""
     seconds: tuple[float, ...]
     """Of each size."""
-    multiple: int = 1
+    multiple: float = 1
 
     def __call__(self, sizes: ArrayLike) -> NDArray[np.float64]:
         """Return each size's seconds, of the same shape; below the smallest point they are its own."""
@@ -48,12 +48,17 @@ class CostTable:
         slope = max(0.0, (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]))
         return np.asarray(inside + slope * np.maximum(wanted - known[-1], 0.0), dtype=np.float64)
 
+    def shared_by(self, num_texts: int) -> "CostTable":
+        """Return what so many together cost, by the size of each."""
+        sizes = tuple(size / num_texts for size in self.sizes)
+        return replace(self, sizes=sizes, multiple=self.multiple / num_texts if self.multiple > 1 else 1)
+
     def times(self, factor: float) -> "CostTable":
         """Return the same sizes at `factor` times the seconds."""
         return replace(self, seconds=tuple(seconds * factor for seconds in self.seconds))
 
 
-def counted_sizes(sizes: ArrayLike, multiple: int) -> NDArray[np.float64]:
+def counted_sizes(sizes: ArrayLike, multiple: float) -> NDArray[np.float64]:
     """Return the sizes that these cost as: above `multiple` the next whole multiple of it; with 1 all as they are."""
     wanted = np.asarray(sizes, dtype=np.float64)
     if multiple == 1:  # means may be no whole numbers
@@ -108,6 +113,16 @@ class RoundCosts:
             "draft": draft_seconds,
             "head_and_walk": float(self.walk_seconds(num_nodes)),
         }
+
+    def for_texts(self, num_texts: int) -> "RoundCosts":
+        """Return what a round of so many texts costs, by the size of each one's tree; all trees are alike."""
+        step = self.draft_step_seconds
+        return replace(
+            self,
+            pass_seconds=self.pass_seconds.shared_by(num_texts),
+            draft_step_seconds=None if step is None else step.shared_by(num_texts),
+            walk_seconds=self.walk_seconds.times(num_texts),
+        )
 
     def with_token_multiple(self, multiple: int) -> "RoundCosts":
         """Return the same with passes that cost by whole multiples of so many tokens."""
@@ -307,9 +322,10 @@ def _measured_parts(done: Round) -> Iterator[tuple[str, float, float]]:
         yield "step", width, seconds
     # One token alone takes another way through the processor, and less time than wider passes let expect; one over a
     # prompt is so much wider than any tree's that it would hide what these cost.
-    if done.num_pass_tokens <= done.num_nodes + PREFILL_CHUNK_TOKENS:
+    num_nodes = done.num_pass_nodes or done.num_nodes
+    if done.num_pass_tokens <= num_nodes + PREFILL_CHUNK_TOKENS:
         yield "plain" if done.num_pass_tokens == 1 else "pass", done.num_pass_tokens, statistics.compute_seconds
-    yield "walk" if done.num_nodes > 1 else "plain walk", done.num_nodes, done.overhead_seconds
+    yield "walk" if done.num_nodes > 1 else "plain walk", done.num_nodes, done.overhead_seconds / done.num_texts
     if statistics.link_busy_seconds > 0:
         yield "link", statistics.bytes_streamed + statistics.cache_bytes_sent, statistics.link_busy_seconds
     if statistics.disk_busy_seconds > 0:

@@ -5,6 +5,7 @@ teaches what its parts cost and which children were accepted, and the tree is ch
 trees shaped by context teach how many tokens those bring, not ranks, since which nodes stand there is no accident.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -60,13 +61,15 @@ class TreePlanner:
         stream: StreamShape,
         *,
         max_nodes: int,
+        text_nodes: int | None = None,
         fixed_shape: tuple[int, int] | None = None,
         initial_costs: RoundCosts | None = None,
         kind: TreeKind = "static",
     ) -> None:
         """`fixed_shape` (nodes, levels) ends all choosing; `initial_costs` are those of a profile.
 
-        `kind`: which trees may be chosen.
+        `max_nodes`: of all texts of a pass together; `text_nodes`: of one of them, None: the same. `kind`: which trees
+        may be chosen.
         """
         self.kind: TreeKind = kind
         self._prior = prior
@@ -74,9 +77,11 @@ class TreePlanner:
         self._learner = CostLearner(stream, initial_costs)
         self._has_rows = any(stream.row_bytes)
         self._max_nodes = max_nodes
+        self._text_nodes = max_nodes if text_nodes is None else text_nodes
+        self._num_texts = 1
         self._fixed_shape = fixed_shape
         self._has_profile = initial_costs is not None
-        self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._max_nodes), FIRST_SHAPE[1])
+        self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._most_nodes), FIRST_SHAPE[1])
         self._num_rounds = 0
         self._num_plain_rounds, self._probe_rounds = 0, PROBE_ROUNDS
         self._is_resident = all(size is None for size in stream.streamed_bytes)
@@ -85,6 +90,7 @@ class TreePlanner:
         self._by_temperature: dict[float, tuple[AcceptanceLearner, YieldLearner]] = {}
         self._temperature = 0.0
         self._used_factor = 1.0  # of the choice's expected tokens, over those predicted without rounds
+        self._tree: TreeShape
         self.choice: TreeChoice | None = None
         """The latest choice and what it promises; None before the first one, and for a fixed shape."""
         self.held_tree: TreeTopology | None = None
@@ -126,23 +132,53 @@ class TreePlanner:
             self._temperature, self._can_grow_in_context = temperature, can_grow_in_context
             self._start()
 
-    def shape(self, *, max_levels: int, loading_seconds: float = 0.0) -> TreeShape:
-        """Return the next round's tree, or what limits it while it grows, with at most `max_levels` levels.
+    def sibling(self) -> "TreePlanner":
+        """Return a planner for another temperature, in passes with this one's texts: both know the same costs."""
+        other = copy.copy(self)
+        other.choice, other._temperature = None, -1.0  # none that a text has
+        return other
+
+    def shape(self, *, max_levels: int, loading_seconds: float = 0.0, num_texts: int = 1) -> TreeShape:
+        """Return a text's tree of the next round, or what limits it while it grows, of at most `max_levels` levels.
 
         A round whose pass waits `loading_seconds` for layers that are still being loaded takes a larger static tree,
-        which costs it little.
+        which costs it little. `num_texts` have a tree in the pass, and share the most nodes that it may have.
         """
         if self.held_tree is not None:
             return self.held_tree
-        if loading_seconds > 0 and self._fixed_shape is None and self._learner.is_known and self._max_nodes > 1:
+        if num_texts != self._num_texts:
+            self._num_texts = num_texts
+            self._refit()
+        if loading_seconds > 0 and self._fixed_shape is None and self._learner.is_known and self._most_nodes > 1:
             return self._tree_beside(loading_seconds, max_levels=max_levels)
         if isinstance(self._tree, GrowthLimits):
             return replace(self._tree, num_steps=min(self._tree.num_steps, max_levels - 1))
         return self.topology(max_levels=max_levels)
 
+    @property
+    def _most_nodes(self) -> int:
+        """Of one text's tree."""
+        return max(1, min(self._text_nodes, self._max_nodes // self._num_texts))
+
+    def _costs(self) -> RoundCosts:
+        """What rounds of so many texts cost, by the size of each one's tree."""
+        costs = self._learner.costs()
+        return costs if self._num_texts == 1 else costs.for_texts(self._num_texts)
+
+    def _refit(self) -> None:
+        """Choose a tree for another number of texts."""
+        if self._fixed_shape is not None:
+            return
+        if self._learner.is_known:
+            self._choose(is_free=self._has_profile)
+        elif isinstance(self._tree, GrowthLimits):
+            self._tree = growth_limits(min(self._shape[0], self._most_nodes), self._shape[1])
+        else:
+            self._tree = self._grown(*self._shape)
+
     def _tree_beside(self, loading_seconds: float, *, max_levels: int) -> TreeShape:
         """The best tree of a pass that cannot end sooner; it may compute and draft meanwhile."""
-        costs = self._learner.costs()
+        costs = self._costs()
         num_streamed = sum(seconds is not None for seconds in costs.copy_seconds)
         if num_streamed:
             late = [
@@ -154,7 +190,9 @@ class TreePlanner:
             late_walks = tuple(seconds + loading_seconds for seconds in walks.seconds)
             costs = replace(costs, walk_seconds=replace(walks, seconds=late_walks))
         most_levels = min(max_levels, MAX_TREE_LEVELS)
-        return choose_tree(costs, self._used_acceptance, max_nodes=self._max_nodes, max_levels=most_levels).best.shape()
+        return choose_tree(
+            costs, self._used_acceptance, max_nodes=self._most_nodes, max_levels=most_levels
+        ).best.shape()
 
     def topology(self, *, max_levels: int) -> TreeTopology:
         """Return the same as a static tree; for one that would take its shape from context the best of its size."""
@@ -162,15 +200,21 @@ class TreePlanner:
             return self._tree
         return self._grown(self._shape[0], min(self._shape[1], max_levels))
 
-    def observe(self, done: Round) -> None:
-        """Learn from a round, and choose the next rounds' tree anew when it is time."""
+    def observe(self, *rounds: Round, with_costs: bool = True) -> None:
+        """Learn from the rounds of one pass, and choose the next rounds' tree anew when it is time.
+
+        Without `with_costs` a sibling has learned what the pass cost.
+        """
         if self.held_tree is not None:
             return
-        self._learner.observe(done)
+        done = rounds[0]
+        if with_costs:
+            self._learner.observe(done)
         was_probed = (self._shape == (1, 1)) != (done.num_nodes == 1)
-        self._learn_tokens(done, is_probe=was_probed or done.pass_statistics.is_loading)
+        for each in rounds:
+            self._learn_tokens(each, is_probe=was_probed or done.pass_statistics.is_loading)
         self._num_rounds += 1
-        if self._fixed_shape is not None or not self._learner.is_known or self._max_nodes == 1:
+        if self._fixed_shape is not None or not self._learner.is_known or self._most_nodes == 1:
             return
         is_eager = self._num_rounds <= NUM_EAGER_ROUNDS or self._is_step_short
         if is_eager or was_probed or self._num_rounds % REPLAN_ROUNDS == 0:
@@ -204,18 +248,16 @@ class TreePlanner:
 
     def _choose(self, *, is_free: bool) -> None:
         """The best tree of all, or, unless `is_free`, of those that a step from the present one reaches."""
-        most_nodes, most_levels = self._max_nodes, MAX_TREE_LEVELS
+        most_nodes, most_levels = self._most_nodes, MAX_TREE_LEVELS
         if not is_free:
             most_nodes = min(most_nodes, max(LEAST_STEP[0], STEP_FACTOR * self._shape[0]))
             most_levels = min(most_levels, max(LEAST_STEP[1], STEP_FACTOR * self._shape[1]))
         self._used_acceptance = self.acceptance
-        ranking = choose_tree(
-            self._learner.costs(), self._used_acceptance, max_nodes=most_nodes, max_levels=most_levels
-        )
+        ranking = choose_tree(self._costs(), self._used_acceptance, max_nodes=most_nodes, max_levels=most_levels)
         choice = best = self._best(ranking)
         if not is_free and not best.is_dynamic:
             choice = self._least_step(ranking) or choice
-        is_cut = choice.num_nodes == most_nodes < self._max_nodes or choice.num_levels == most_levels < MAX_TREE_LEVELS
+        is_cut = choice.num_nodes == most_nodes < self._most_nodes or choice.num_levels == most_levels < MAX_TREE_LEVELS
         self._is_step_short = is_cut or choice != best
         self.choice, self._shape = choice, (choice.num_nodes, choice.num_levels)
         self._tree = choice.shape()
@@ -227,7 +269,7 @@ class TreePlanner:
             return ranking.best
         in_context, static = (self._yields.factor(is_in_context=kind) for kind in (True, False))
         chances = self._prior.chances_at(self._temperature)
-        grown = choose_growth(self._learner.costs(), chances, ranking, factor=in_context)
+        grown = choose_growth(self._costs(), chances, ranking, factor=in_context)
         if grown is None:
             return ranking.best
         best, plain = ranking.best, ranking.of_shape(1, 1)
@@ -267,5 +309,5 @@ class TreePlanner:
 
     def _grown(self, num_nodes: int, num_levels: int) -> TreeTopology:
         """The most expected tokens of this shape, or of as many nodes as its levels can have."""
-        search = best_first(self._used_acceptance, min(num_nodes, self._max_nodes), num_levels)
+        search = best_first(self._used_acceptance, min(num_nodes, self._most_nodes), num_levels)
         return search.topology(len(search.depths))

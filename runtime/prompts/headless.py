@@ -1,8 +1,9 @@
-"""Answers the prompts of a file, in order, without a person watching.
+"""Answers the prompts of a file, one by one or many together, without a person watching.
 
 One prompt that fails costs one answer: its result carries the error and the run goes on.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from runtime.prompts.prompt_file import BadLine, PromptRequest
 
 PromptItem = PromptRequest | BadLine
 Generate = Callable[[PromptRequest], Generator[Event, None, None]]
+GenerateAll = Callable[[Iterable[PromptRequest]], Generator[tuple[PromptRequest, Event | OverstoryError], None, None]]
+"""Answers requests, each of which is asked for when there is room for it; see `Session.generate_all`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +57,22 @@ class PromptResult:
 
 @dataclass(frozen=True, slots=True)
 class PromptStarted:
-    """The next prompt is about to be answered."""
+    """A prompt is about to be answered."""
 
     request: PromptRequest
     position: int
     """Its place among the lines to answer, from 1."""
 
 
-HeadlessEvent = PromptStarted | Event | PromptResult
+@dataclass(frozen=True, slots=True)
+class PromptEvent:
+    """Something has happened to a prompt that is being answered."""
+
+    request: PromptRequest
+    event: Event
+
+
+HeadlessEvent = PromptStarted | PromptEvent | PromptResult
 """A line's result is the last event of the line, to be kept before more is asked for."""
 
 
@@ -70,26 +81,47 @@ def pending_items(items: Iterable[PromptItem], finished_ids: Collection[str]) ->
     return [item for item in items if isinstance(item, BadLine) or item.id not in finished_ids]
 
 
-def run_prompts(generate: Generate, items: Iterable[PromptItem]) -> Iterator[HeadlessEvent]:
-    """Give every line its result, in order, with the engine's events between a prompt's start and its end.
+def run_prompts(generate_all: GenerateAll, items: Iterable[PromptItem]) -> Iterator[HeadlessEvent]:
+    """Give every line its result, as they end, with the engine's events between a prompt's start and its end.
 
-    An OverstoryError ends one answer; anything else, Ctrl-C included, ends the run and discards the answer in progress.
+    An error of ours ends one answer; anything else, Ctrl-C included, ends the run and discards the answers in progress.
     """
-    for position, item in enumerate(items, start=1):
-        if isinstance(item, BadLine):
-            yield PromptResult(id=item.id, line_number=item.line_number, error=item.error)
-        else:
-            yield PromptStarted(item, position)
-            yield (yield from _answer(generate, item))
+    waiting: deque[PromptStarted | PromptResult] = deque()
+    """What happened while the next prompt was looked for."""
+
+    def requests() -> Iterator[PromptRequest]:
+        for position, item in enumerate(items, start=1):
+            if isinstance(item, BadLine):
+                waiting.append(PromptResult(id=item.id, line_number=item.line_number, error=item.error))
+            else:
+                waiting.append(PromptStarted(item, position))
+                yield item
+
+    with closing(generate_all(requests())) as events:
+        for request, event in events:
+            while waiting:
+                yield waiting.popleft()
+            if isinstance(event, OverstoryError):
+                yield PromptResult(id=request.id, line_number=request.line_number, error=str(event))
+                continue
+            yield PromptEvent(request, event)
+            if isinstance(event, Finished):
+                yield PromptResult(id=request.id, line_number=request.line_number, finished=event)
+    yield from waiting
 
 
-def _answer(generate: Generate, request: PromptRequest) -> Generator[Event, None, PromptResult]:
-    finished: Event | None = None
-    try:
-        with closing(generate(request)) as events:
-            for finished in events:
-                yield finished
-    except OverstoryError as error:
-        return PromptResult(id=request.id, line_number=request.line_number, error=str(error))
-    assert isinstance(finished, Finished), "it is the engine's last event"
-    return PromptResult(id=request.id, line_number=request.line_number, finished=finished)
+def one_by_one(generate: Generate) -> GenerateAll:
+    """Return what answers many requests with what answers one."""
+
+    def generate_all(
+        requests: Iterable[PromptRequest],
+    ) -> Generator[tuple[PromptRequest, Event | OverstoryError], None, None]:
+        for request in requests:
+            try:
+                with closing(generate(request)) as events:
+                    for event in events:
+                        yield request, event
+            except OverstoryError as error:
+                yield request, error
+
+    return generate_all

@@ -85,8 +85,8 @@ class NodeEngine:
 
     def answer(self, requests: str, ids: Sequence[str]) -> Iterator[str]:
         """Yield a PromptResult for each of these requests, as they end."""
-        generate = self._session(requests).session.generate
-        for event in run_prompts(generate, [self._requests[each] for each in ids]):
+        generate_all = self._session(requests).session.generate_all
+        for event in run_prompts(generate_all, [self._requests[each] for each in ids]):
             if isinstance(event, PromptResult):
                 yield to_text(event)
 

@@ -17,6 +17,7 @@ from runtime.events import (
 )
 from runtime.fit.place import Placement
 from runtime.model.generation_config import GenerationConfig
+from runtime.prompts.headless import one_by_one
 from runtime.prompts.prompt_file import PromptRequest
 
 STATISTICS = GenerationStatistics(
@@ -96,7 +97,9 @@ def loading_of(
         module.opened.append(config)
         yield LoadProgress("layers", 1, 2)
         plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
-        session = SimpleNamespace(generate=generate, generation=generation or GenerationConfig())
+        session = SimpleNamespace(
+            generate=generate, generate_all=one_by_one(generate), generation=generation or GenerationConfig()
+        )
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=(), load_progress=None)
 
     def build(config, *, requests=(), needs_draft=False):

@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from profiles.errors import BadInputError
 from runtime.engine.loading import OpenSession
-from runtime.model.streamed_model import PassInput, StreamedModel
+from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.model.text_tower import FAMILIES
 from tests.support.model_factory import TINY_VOCAB_SIZE, random_model, save_tiny_tokenizer
 from tests.support.reference_models import TIE, own_logits, reference_model
@@ -159,8 +159,8 @@ def outcome(folder: Path) -> str:
     try:
         with open_tiny(folder) as opened:
             differences = _differences(opened, folder)
-        with open_tiny(folder, draft="substitute", tree="7x3", num_residents=1) as opened:
-            differences += _differences(opened, folder)
+        with open_tiny(folder, draft="substitute", tree="7x3", num_residents=1, num_texts=2) as opened:
+            differences += _differences(opened, folder) or _batch_difference(opened.session.engine.target, folder)
     except BadInputError as error:
         return f"refused: {error}"
     return f"wrong: {differences}" if differences else "equal"
@@ -177,7 +177,7 @@ def _differences(opened: OpenSession, folder: Path) -> str:
     if place is not None and gaps[place] > TIE:
         return f"text {found}, expected {expected}; "
     kept_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in engine.target.cache.layers)
-    counted = opened.plan.target.cache_bytes_per_token(torch.float32) * opened.plan.need.capacity_tokens
+    counted = opened.plan.target.cache_bytes_per_token(torch.float32) * opened.plan.need.cached_tokens
     if kept_bytes != counted:
         return f"a cache of {kept_bytes} bytes, counted as {counted}; "
     return _tree_difference(engine.target, folder)
@@ -221,6 +221,22 @@ def _tree_difference(model: StreamedModel, folder: Path) -> str:
         alone = own_logits(folder, ids[:num_context] + [ids[num_context + item] for item in path])[-1]
         if not torch.allclose(logits[node], alone, atol=1e-3, rtol=1e-3):
             return f"logits of node {node} differ by {float((logits[node] - alone).abs().max())}; "
+    return ""
+
+
+@torch.inference_mode()
+def _batch_difference(model: StreamedModel, folder: Path) -> str:
+    """Whether two texts of one pass, the second with a beginning of the first's, have the logits of each alone."""
+    ids = torch.randint(7, 90, (20,), generator=torch.Generator().manual_seed(1)).tolist()
+    other = [*ids[:6], *reversed(ids[6:14])]
+    model.run_pass(chain_input(ids[:4], num_cached=0))
+    parts = [chain_input(ids[4:], num_cached=4), chain_input(other[6:], num_cached=6, lane=1, shared=(0, 6))]
+    hidden = model.run_batch(parts)
+    for lane in range(2):
+        model.cache.truncate(0, lane=lane)
+    for name, rows, text, start in (("first", hidden[0], ids, 4), ("second", hidden[1], other, 6)):
+        if not torch.allclose(model.logits(rows), own_logits(folder, text)[start:], atol=1e-3, rtol=1e-3):
+            return f"logits of the {name} text of a pass differ; "
     return ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
 from runtime.events import Event
+from runtime.prompts.headless import one_by_one
 from runtime.prompts.prompt_file import PromptRequest
 from tests.support.answer_fakes import echo, question
 from tui.commands.on_ray import open_on_node
@@ -40,7 +41,7 @@ def open_broken(config: EngineConfig, stack: ExitStack, requests: Sequence[Promp
 
 def _session(generate: Any) -> Any:
     plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"))
-    return SimpleNamespace(session=SimpleNamespace(generate=generate), plan=plan, notes=("quickly",))
+    return SimpleNamespace(session=SimpleNamespace(generate_all=one_by_one(generate)), plan=plan, notes=("quickly",))
 
 
 def _answer(request: PromptRequest) -> Generator[Event, None, None]:

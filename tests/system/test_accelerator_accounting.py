@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from runtime.config import SamplingParams
+from runtime.engine.growing_tree import WantedTree
 from runtime.engine.row_ranking import rank_on_device
 from runtime.events import Round
 from runtime.fit.machine import RESERVED_BYTES
@@ -161,7 +162,8 @@ def a_wide_level_holds_no_more_than_is_counted_for_its_tree() -> None:
     with opened_on(folder, draft=folder, context_tokens=256, num_residents=0, tree="65x3") as opened:
         drafter, need = opened.session.engine.drafter, opened.plan.need
         watch = Watch()
-        growth = drafter.grow([5, 6, 7], topology, params=params, rng=rng, scheme=scheme_for(params))
+        wanted = WantedTree(text=[5, 6, 7], shape=topology, params=params, rng=rng, scheme=scheme_for(params))
+        growth = drafter.grow([wanted])
         widths = [level.width for level in growth]
         peak = watch.peak()
     counted = need.draft.workspace.ranking_bytes(most_ranked(65))

@@ -17,7 +17,7 @@ import pytest
 from profiles.files import parse_json_text
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
-from runtime.prompts.headless import PromptItem, PromptResult, pending_items, run_prompts
+from runtime.prompts.headless import PromptItem, PromptResult, one_by_one, pending_items, run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import BadLine
 from runtime.prompts.result_file import ResultFile, format_record
@@ -74,7 +74,7 @@ def read(path: Path, *lines: bytes) -> tuple[list[PromptItem], ResultFormat]:
 
 
 def records_of(items: list[PromptItem], result_format: ResultFormat) -> list[dict[str, Any]]:
-    results = (event for event in run_prompts(echo, items) if isinstance(event, PromptResult))
+    results = (event for event in run_prompts(one_by_one(echo), items) if isinstance(event, PromptResult))
     return [record for result in results if (record := result_format.record(result)) is not None]
 
 

@@ -175,8 +175,8 @@ def test_the_first_lines_alone_are_answered_and_then_the_next_ones(prompts, inst
 def test_results_in_any_order_are_written_as_they_finish_or_in_order(
     prompts, install, tmp_path, capsys, monkeypatch, options
 ):
-    def backwards(generate, items):
-        return reversed([event for event in run_prompts(generate, items) if isinstance(event, PromptResult)])
+    def backwards(generate_all, items):
+        return reversed([event for event in run_prompts(generate_all, items) if isinstance(event, PromptResult)])
 
     install()
     monkeypatch.setattr("tui.commands.run.run_prompts", backwards)

@@ -8,7 +8,7 @@ import typer
 
 from runtime.config import EngineConfig, Option, SamplingParams
 from runtime.errors import OptionError
-from tui.options import AnsweringConfig, ComparingConfig, DraftingConfig, PlainConfig, with_option_groups
+from tui.options import AnsweringConfig, BatchConfig, ComparingConfig, DraftingConfig, PlainConfig, with_option_groups
 
 
 def made(kind: Any, *arguments: str) -> Any:
@@ -33,6 +33,7 @@ def test_the_commands_defaults_are_those_of_the_engine_and_the_answers():
 
 
 ENGINE_CHOICES = {
+    "--batch": "7",
     "--target": "t",
     "--context": "100",
     "--compute-dtype": "float32",
@@ -61,11 +62,20 @@ def typed(choices: dict[str, str]) -> list[str]:
 
 
 def test_every_engine_choice_can_be_made_on_the_command_line():
-    config = made(AnsweringConfig, *typed(ENGINE_CHOICES), "--share-layers")
+    config = made(BatchConfig, *typed(ENGINE_CHOICES), "--share-layers")
     default = EngineConfig()
     for field in dataclasses.fields(EngineConfig):
         assert getattr(config, field.name) != getattr(default, field.name), field.name
     assert (config.device_memory_bytes, config.host_memory_bytes) == (2_200_000_000, 1_000_000_000)
+
+
+def test_how_many_prompts_share_a_pass_is_a_number_or_chosen():
+    assert made(BatchConfig).num_texts is None
+    assert made(BatchConfig, "--batch", "auto").num_texts is None
+    assert made(AnsweringConfig).num_texts == 1
+    for wrong in ("0", "-1", "1025", "many", "1.5", "9" * 30):
+        with pytest.raises(OptionError, match="from 1 to 1024 prompts"):
+            made(BatchConfig, "--batch", wrong)
 
 
 def test_without_draft_options_streaming_is_plain():

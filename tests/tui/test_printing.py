@@ -9,7 +9,7 @@ from rich.console import Console
 from offload.errors import LinkError
 from runtime.config import EngineConfig
 from runtime.events import LoadProgress
-from runtime.prompts.headless import PromptResult, PromptStarted, run_prompts
+from runtime.prompts.headless import PromptResult, PromptStarted, one_by_one, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import PLACEMENT, STATISTICS, echo, statistics
 from tests.support.session_factory import save_tiny_folder
@@ -83,7 +83,7 @@ def test_progress_names_the_prompt_and_shows_errors():
     console = terminal()
     request = PromptRequest(id="first\x1b[31m", messages=(Message("user", "hello"),))
     with RunProgress(console, num_prompts=2) as progress:
-        for event in run_prompts(echo, [request, BadLine(2, "2", "line 2 is [bold]bad\x1b[2J")]):
+        for event in run_prompts(one_by_one(echo), [request, BadLine(2, "2", "line 2 is [bold]bad\x1b[2J")]):
             progress.show(event)
     shown = console.file.getvalue()
     assert "line 2 is [bold]bad" in shown
@@ -95,7 +95,7 @@ def test_progress_says_how_much_has_been_read_of_a_model_that_answers_already():
     console = terminal()
     late = [LoadProgress("layers", 300, 1000), None]
     with RunProgress(console, num_prompts=1, late=lambda: late[0]) as progress:
-        for event in run_prompts(echo, [PromptRequest(id="first", prompt="hello")]):
+        for event in run_prompts(one_by_one(echo), [PromptRequest(id="first", prompt="hello")]):
             progress.show(event)
             progress.refresh()
             late[0] = late[-1]
@@ -137,7 +137,7 @@ def test_progress_says_the_time_left_once_a_prompt_has_been_answered():
     console = terminal()
     requests = [PromptRequest(id=f"{n}", prompt="hello", line_number=n) for n in (1, 2)]
     with RunProgress(console, num_prompts=2) as progress:
-        for event in run_prompts(echo, requests):
+        for event in run_prompts(one_by_one(echo), requests):
             if isinstance(event, PromptResult) and event.id == "1":
                 assert " left" not in console.file.getvalue()
             progress.show(event)
@@ -148,7 +148,7 @@ def test_progress_says_the_time_left_once_a_prompt_has_been_answered():
 def test_progress_on_a_quiet_console_writes_nothing():
     console = Console(file=io.StringIO(), quiet=True)
     with RunProgress(console, num_prompts=1) as progress:
-        for event in run_prompts(echo, [PromptRequest(id="1", prompt="hello"), BadLine(2, "2", "bad")]):
+        for event in run_prompts(one_by_one(echo), [PromptRequest(id="1", prompt="hello"), BadLine(2, "2", "bad")]):
             progress.show(event)
     assert console.file.getvalue() == ""
 

@@ -20,7 +20,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import PromptRequest, read_requests, read_text
 from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder, packaged_prompts
-from tui.options import ComparingConfig, DraftingConfig, PlainConfig, Quiet, with_option_groups
+from tui.options import BatchDraftingConfig, ComparingConfig, DraftingConfig, PlainConfig, Quiet, with_option_groups
 from tui.printing import (
     announce,
     locate_in_sight,
@@ -201,6 +201,44 @@ def ratio(
 
     temperatures = temperature or [0.0, 0.6]
     _show(run_ratio(config, requests, temperatures=temperatures, steps_per_pass=steps_per_pass), console)
+
+
+@bench_app.command()
+@with_option_groups
+def headless(
+    config: BatchDraftingConfig,
+    *,
+    prompts: Prompts = None,
+    count: Annotated[
+        list[int] | None, typer.Option(help="Prompts answered together; may be given again.", show_default="16 and 64")
+    ] = None,
+    alone: Annotated[int, typer.Option(help="Prompts answered one at a time.", min=1)] = 2,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 32,
+    steps_per_pass: Annotated[
+        float | None,
+        typer.Option(
+            help="Stream over a link on which a pass takes so many draft steps.", show_default="the link there is"
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Many prompts at a time beside one at a time, with trees and without; ends with one JSON line."""
+    config = _drafting(config, "leaves nothing to compare")
+    if config.link is not None and steps_per_pass is not None:
+        raise OptionError("--emulate-link and --steps-per-pass both name a link; give one of them")
+    counts = count or [16, 64]
+    if min(counts) < 1:
+        raise OptionError(f"--count is {min(counts)}; it must be 1 or more")
+    config = _with_defaults(config, device_memory_bytes=0)
+    params = SamplingParams(max_new_tokens=max_new_tokens)
+    requests = _requests(prompts, "validation.jsonl", params)
+    if prompts is None:
+        requests += _requests(None, "calibration.jsonl", params)
+    console = progress_console(is_quiet=quiet)
+    config = settle_draft_in_sight(config, requests[: max(counts)], console)
+    from runtime.bench.headless import run_headless
+
+    _show(run_headless(config, requests, counts=counts, num_alone=alone, steps_per_pass=steps_per_pass), console)
 
 
 @bench_app.command()

@@ -19,11 +19,13 @@ from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from runtime.events import Event, GenerationStatistics, TextDelta
 from runtime.prompts.headless import (
-    Generate,
+    GenerateAll,
     HeadlessEvent,
+    PromptEvent,
     PromptItem,
     PromptResult,
     PromptStarted,
+    one_by_one,
     pending_items,
     run_prompts,
 )
@@ -33,7 +35,7 @@ from runtime.prompts.result_file import ResultFile, ResultStream
 from runtime.prompts.result_order import InputOrder, first_lines
 from tui.commands.on_ray import answer_on_ray
 from tui.environment import packaged_prompts
-from tui.options import AnsweringConfig, ComparingConfig, Quiet, TurnOptions, typed_fields, with_option_groups
+from tui.options import BatchConfig, ComparingConfig, Quiet, TurnOptions, typed_fields, with_option_groups
 from tui.printing import RunProgress, cost_line, locate_in_sight, open_session_in_sight, progress_console
 from tui.terminal_text import one_line, strip_terminal_escapes
 
@@ -54,7 +56,7 @@ def run(
         ),
     ],
     command_line: typer.Context,
-    config: AnsweringConfig,
+    config: BatchConfig,
     params: SamplingParams,
     turns: TurnOptions,
     *,
@@ -120,7 +122,7 @@ def run(
             opened = stack.enter_context(_opened(config, items, console, is_quiet=quiet, is_early=True))
             late = (lambda: None) if opened is None else (lambda: opened.load_progress)
             progress = stack.enter_context(RunProgress(console, num_prompts=len(items), late=late))
-            for event in run_prompts(_generate(opened), items):
+            for event in run_prompts(_generate_all(opened), items):
                 progress.show(event)
                 if isinstance(event, PromptResult):
                     written.append(event)
@@ -189,7 +191,7 @@ def _show_all(
 ) -> list[PromptResult]:
     """Answer every line in a session of its own, whose memory is free again when this returns."""
     with _opened(config, items, console, is_quiet=console.quiet or bool(earlier)) as opened:
-        return show_answers(run_prompts(_generate(opened), items), out, num_prompts=len(items), earlier=earlier)
+        return show_answers(run_prompts(_generate_all(opened), items), out, num_prompts=len(items), earlier=earlier)
 
 
 def _with_fixed_choices(config: EngineConfig, items: Sequence[PromptItem], console: "Console") -> EngineConfig:
@@ -273,8 +275,8 @@ def show_answers(
     for event in events:
         if isinstance(event, PromptStarted):
             out.write(f"\n[{event.position}/{num_prompts}] {_question(event.request)}\n")
-        elif isinstance(event, TextDelta):
-            out.write(strip_terminal_escapes(event.text))
+        elif isinstance(event, PromptEvent) and isinstance(event.event, TextDelta):
+            out.write(strip_terminal_escapes(event.event.text))
         elif isinstance(event, PromptResult):
             results.append(event)
             out.write(f"\n{_closing_line(event, earlier[len(results) - 1 :])}\n")
@@ -323,8 +325,8 @@ def _opened(
         yield None
 
 
-def _generate(opened: "OpenSession | None") -> Generate:
-    return _never_asked if opened is None else opened.session.generate
+def _generate_all(opened: "OpenSession | None") -> GenerateAll:
+    return one_by_one(_never_asked) if opened is None else opened.session.generate_all
 
 
 def _tell_own_settings(generation: "GenerationConfig", requests: Iterable[PromptRequest]) -> None:

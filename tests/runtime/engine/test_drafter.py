@@ -9,6 +9,7 @@ import pytest
 from profiles.steps import finish
 from runtime.config import SamplingParams
 from runtime.engine.drafter import Drafter
+from runtime.engine.growing_tree import WantedTree
 from runtime.events import LevelDrafted
 from runtime.model.pass_shapes import most_ranked, widest_level
 from runtime.speculation.dynamic_tree import GrowthLimits
@@ -47,7 +48,8 @@ def drafter(folder: Path) -> Iterator[Drafter]:
 
 def grown(drafter: Drafter, text: list[int], params: SamplingParams) -> TokenTree:
     rng, scheme = np.random.default_rng(3), scheme_for(params)
-    levels, tree = drained(drafter.grow(text, TOPOLOGY, params=params, rng=rng, scheme=scheme))
+    wanted = WantedTree(text=text, shape=TOPOLOGY, params=params, rng=rng, scheme=scheme)
+    levels, (tree,) = drained(drafter.grow([wanted]))
     assert levels == [LevelDrafted(0, 1), LevelDrafted(1, 2), LevelDrafted(2, 1)]
     return tree
 
@@ -124,7 +126,8 @@ def test_a_wide_level_chooses_its_children_in_parts(
     head, rows = drafter.model.logits, list[int]()
     monkeypatch.setattr(drafter.model, "logits", lambda hidden: rows.append(len(hidden)) or head(hidden))
     rng, scheme = np.random.default_rng(3), scheme_for(params)
-    levels, tree = drained(drafter.grow(TEXT, topology, params=params, rng=rng, scheme=scheme))
+    wanted = WantedTree(text=TEXT, shape=topology, params=params, rng=rng, scheme=scheme)
+    levels, (tree,) = drained(drafter.grow([wanted]))
     assert [level.width for level in levels] == [1, widest_level(41)] == [1, 20]
     assert rows == [1, 10, 10] and max(rows) == most_ranked(41)
     for node in range(21):
@@ -153,7 +156,8 @@ def test_a_tree_in_context_has_every_nodes_own_best_candidates(
     """Wherever and in whichever step a node was run, its children are the first of its own path's row."""
     scheme: RankingScheme = Greedy() if params.is_greedy else Coupled(3)
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, least_lead=1.0, max_run=7)
-    levels, tree = drained(drafter.grow_in_context(TEXT, limits, params=params, scheme=scheme, spread=0.5))
+    wanted = WantedTree(text=TEXT, shape=limits, params=params, scheme=scheme, spread=0.5)
+    levels, (tree,) = drained(drafter.grow([wanted]))
     assert tree.root_position == len(TEXT) - 1
     assert tree.topology.num_nodes == 8
     assert [level.width for level in levels] == [1, 2, 2, 2]
@@ -172,7 +176,8 @@ def test_a_wide_step_of_a_tree_in_context_chooses_its_children_in_parts(
     limits = GrowthLimits(num_nodes=41, num_steps=3, max_width=15, least_lead=1.0, max_run=41)
     head, rows = drafter.model.logits, list[int]()
     monkeypatch.setattr(drafter.model, "logits", lambda hidden: rows.append(len(hidden)) or head(hidden))
-    levels, tree = drained(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy(), spread=0.5))
+    wanted = WantedTree(text=TEXT, shape=limits, params=GREEDY, scheme=Greedy(), spread=0.5)
+    levels, (tree,) = drained(drafter.grow([wanted]))
     assert [level.width for level in levels] == [1, 15, 15]
     assert rows == [1, 10, 5, 10, 5] and max(rows) == most_ranked(41)
     for node in np.flatnonzero(tree.topology.num_children).tolist():
@@ -183,7 +188,8 @@ def test_a_wide_step_of_a_tree_in_context_chooses_its_children_in_parts(
 
 def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, folder: Path) -> None:
     limits = GrowthLimits(num_nodes=8, num_steps=4, max_width=2, max_run=8)
-    tree = finish(drafter.grow_in_context(TEXT, limits, params=GREEDY, scheme=Greedy(), spread=0.5))
+    wanted = WantedTree(text=TEXT, shape=limits, params=GREEDY, scheme=Greedy(), spread=0.5)
+    (tree,) = finish(drafter.grow([wanted]))
     path = np.flatnonzero(tree.topology.ancestor_mask[-1])  # a deepest leaf, run or not
     drafter.commit(path)
     assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1

@@ -15,8 +15,9 @@ from offload.errors import BudgetError
 from offload.residency_plan import Tier
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
-from runtime.engine import load_plan
+from runtime.engine import load_plan, need_of_files
 from runtime.engine.load_plan import LoadPlan, check_plan
+from runtime.errors import OptionError
 from runtime.fit import probes
 from runtime.fit.machine import reference_machine
 from runtime.fit.models import known_shapes
@@ -24,7 +25,8 @@ from runtime.fit.plan import make_plan
 from runtime.fit.plan_question import resolve_question
 from runtime.fit.request import PlanRequest
 from tests.support.fit_needs import GB
-from tests.support.session_factory import save_tiny_folder
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
+from tests.support.session_factory import request, save_tiny_folder
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,9 @@ def test_a_device_without_bfloat16_computes_in_float16_and_says_so(
     folder: Path, accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert build(folder).dtype_note is None
-    monkeypatch.setattr(load_plan, "has_bfloat16", lambda device: False)
-    monkeypatch.setattr(load_plan, "device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(need_of_files, "has_bfloat16", lambda device: False)
+    for module in (load_plan, need_of_files):
+        monkeypatch.setattr(module, "device_name", lambda device: "Tesla T4")
     plan = build(folder)
     assert plan.dtype == torch.float16
     assert plan.dtype_note is not None and plan.dtype_note.startswith("Tesla T4 does not multiply bfloat16, so that")
@@ -233,3 +236,38 @@ def config_folder(parent: Path, name: str) -> Path:
     (parent / name).mkdir(exist_ok=True)
     (parent / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return parent / name
+
+
+def batch_of(folder: Path, num_requests: int, **settings: object) -> LoadPlan:
+    config = EngineConfig(target=str(folder), context_tokens=128, **{"draft": "none", "num_texts": None, **settings})
+    return LoadPlan.build(config, requests=[request()] * num_requests)
+
+
+def test_as_many_texts_share_a_pass_as_there_are_prompts_and_room(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_tiny_tokenizer(save_tiny_model("llama", folder, intermediate_size=8192, num_hidden_layers=8))
+    least = batch_of(folder, 1, device_memory_bytes=0).placement.device_bytes
+    assert [batch_of(folder, count).need.num_texts for count in (1, 2, 5)] == [1, 2, 5]
+    assert batch_of(folder, 9, num_texts=3).need.num_texts == 3
+    assert batch_of(folder, 2, num_texts=3).need.num_texts == 2
+    tight = batch_of(folder, 9, device_memory_bytes=least + 40_000)
+    assert 1 <= tight.need.num_texts < 9
+    with pytest.raises(BudgetError):
+        batch_of(folder, 9, num_texts=9, device_memory_bytes=least + 40_000)
+
+
+def test_keys_and_values_that_travel_are_those_of_one_text(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    settings = {"kv_cache": "host", "link": "1GB/s", "device_memory_bytes": 0}
+    assert batch_of(folder, 4, **settings).need.num_texts == 1
+    with pytest.raises(OptionError, match="--batch 4"):
+        batch_of(folder, 4, num_texts=4, **settings)
+
+
+def test_every_text_has_its_keys_and_values_and_all_trees_share_the_nodes(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    alone, together = (batch_of(folder, 4, num_texts=number, draft="substitute").need for number in (1, 4))
+    assert together.text_nodes == together.max_nodes // 2 and alone.text_nodes == alone.max_nodes == together.max_nodes
+    assert together.cached_tokens == 4 * (128 + together.text_nodes)
+    fixed = [sum(size for name, size in need.fixed_entries().items() if "keys" in name) for need in (alone, together)]
+    assert fixed[1] == pytest.approx(fixed[0] * together.cached_tokens / alone.cached_tokens)

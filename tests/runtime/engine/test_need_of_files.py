@@ -7,7 +7,8 @@ from offload.checkpoint.checkpoint import ITEM_BYTES
 from offload.errors import BudgetError
 from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from runtime.config import EngineConfig
-from runtime.engine.load_plan import LoadPlan, layer_formats, need_of_files
+from runtime.engine.load_plan import LoadPlan
+from runtime.engine.need_of_files import layer_formats, need_of_files
 from runtime.fit.machine import Machine
 from runtime.fit.models import shape_of_folder
 from runtime.fit.place import place

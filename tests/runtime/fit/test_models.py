@@ -5,7 +5,7 @@ import torch
 
 from offload.errors import CheckpointError
 from runtime.engine.draft_choice import MAX_PADDING
-from runtime.engine.load_plan import layer_formats
+from runtime.engine.need_of_files import layer_formats
 from runtime.errors import OptionError
 from runtime.fit import models
 from runtime.fit.models import (

@@ -1,14 +1,18 @@
 """Streamed passes against transformers' own forward, on every architecture the issue names."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from offload.errors import PassCancelledError
+from runtime.engine.engine import verify_input
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.streamed_model import LazyLogits, chain_input
+from runtime.speculation.token_tree import TokenTree
 from tests.support.model_factory import MAIN_KINDS
 from tests.support.reference_models import assert_tree_is_its_paths, own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
@@ -145,3 +149,65 @@ def test_leaving_the_descent_computes_only_what_is_new(head: CountingHead) -> No
 def test_plain_decoding_computes_one_row(head: CountingHead) -> None:
     lazy(head, [0]).row(0)
     assert head.batches == [[0]]
+
+
+@pytest.mark.parametrize("kind", [*MAIN_KINDS, "gemma2", "gpt2", "phi"])
+def test_texts_of_one_pass_have_the_logits_of_each_alone(kind: str, tmp_path: Path) -> None:
+    """A text, a tree behind a context, and a text with the first one's beginning; longer than the sliding windows."""
+    folder = save_tiny_folder(tmp_path / kind, kind)
+    tree = TokenTree(tree_of_counts([2, 1, 0, 0]), np.array([TOKENS[-1], 7, 8, 9]))
+    other = [*TOKENS[:9], 3, 4, 5]
+    with open_tiny(folder, num_residents=1, num_texts=3) as opened:
+        target = opened.session.engine.target
+        target.run_pass(replace(chain_input(TOKENS[:13], num_cached=0), lane=1))
+        parts = [
+            chain_input(TOKENS[:11], num_cached=0),
+            replace(verify_input(TOKENS, tree, num_cached=13), lane=1),
+            chain_input(other[9:], num_cached=9, lane=2, shared=(0, 9)),
+        ]
+        first, nodes, last = target.run_batch(parts, num_wanted=[11, 4, 1])
+        counts = [target.cache.num_cached_in(lane) for lane in range(3)]
+        logits = [target.logits(rows) for rows in (first, nodes, last)]
+    assert counts == [11, 18 + 3, 12]
+    torch.testing.assert_close(logits[0], own_logits(folder, TOKENS[:11]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits[2], own_logits(folder, other)[-1:], rtol=1e-5, atol=1e-5)
+    for node in range(4):
+        path = [*TOKENS[:-1], *tree.path_token_ids(node).tolist()]
+        torch.testing.assert_close(logits[1][node], own_logits(folder, path)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_no_text_is_multiplied_with_anothers_keys(tmp_path: Path) -> None:
+    """Two texts of equal length have half of the products that one masked block would have."""
+    folder = save_tiny_folder(tmp_path / "model")
+    sizes = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(query: torch.Tensor, key: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        sizes.append((query.shape[-2], key.shape[-2]))
+        return real(query, key, *args, **options)
+
+    with open_tiny(folder, num_texts=2) as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+        parts = [chain_input(TOKENS[:5], num_cached=0), chain_input(TOKENS[:7], num_cached=0, lane=1)]
+        opened.session.engine.target.run_batch(parts)
+    assert set(sizes) == {(5, 5), (7, 7)}
+
+
+def test_a_pass_over_texts_that_fails_leaves_every_lane_as_it_was(tmp_path: Path) -> None:
+    folder = save_tiny_folder(tmp_path / "model")
+    with open_tiny(folder, num_residents=0, num_texts=2) as opened:
+        target = opened.session.engine.target
+        target.run_pass(chain_input(TOKENS[:4], num_cached=0))
+
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        parts = [chain_input(TOKENS[4:6], num_cached=4), chain_input(TOKENS[3:], num_cached=3, lane=1, shared=(0, 3))]
+        hook = target.parts.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            target.run_batch(parts)
+        hook.remove()
+        assert [target.cache.num_cached_in(lane) for lane in range(2)] == [4, 0]
+        rows = target.run_batch(parts, num_wanted=[1, 1])
+        logits = target.logits(torch.cat(rows))
+    torch.testing.assert_close(logits[1], own_logits(folder, TOKENS)[-1], rtol=1e-5, atol=1e-5)

@@ -63,7 +63,7 @@ def test_truncate_levels_layers_of_an_aborted_pass() -> None:
     cache = filled_cache(2)
     cache.update(states(5), states(5), 0)
     cache.truncate(2)
-    assert [layer.num_cached for layer in cache.layers] == [2, 2]
+    assert [layer.counts for layer in cache.layers] == [[2], [2]]
 
 
 def test_more_tokens_than_slots_is_an_error_of_ours() -> None:

@@ -307,3 +307,16 @@ def test_rows_that_were_measured_teach_the_rate_and_not_a_slower_link(initial: R
     assert learner.costs().copy_seconds[0::3] == pytest.approx((0.25, 0.1), rel=0.02)
     learner.num_rows = 0
     assert learner.costs().copy_seconds[0::3] == pytest.approx((0.1, 0.1), rel=0.02)
+
+
+def test_what_texts_share_costs_by_the_size_of_each_ones_tree() -> None:
+    costs = INITIAL
+    shared = costs.for_texts(4)
+    for size in (1, 3, 8, 40):
+        assert float(shared.pass_seconds(size)) == pytest.approx(float(costs.pass_seconds(4 * size)))
+        assert float(shared.draft_step_seconds(size)) == pytest.approx(float(costs.draft_step_seconds(4 * size)))
+        assert float(shared.walk_seconds(size)) == pytest.approx(4 * float(costs.walk_seconds(size)))
+    multiple = costs.with_token_multiple(16)
+    for size in (1, 3, 5, 17):
+        expected = float(multiple.pass_seconds(4 * size))
+        assert float(multiple.for_texts(4).pass_seconds(size)) == pytest.approx(expected)

@@ -347,3 +347,40 @@ def test_plain_decoding_is_not_blamed_for_what_trees_failed_to_bring(monkeypatch
     machine.run(planner, 36)
     assert planner.choice is not None
     assert (planner.choice.num_nodes, planner.choice.is_dynamic) == (1, False)
+
+
+def test_texts_that_share_a_pass_share_the_nodes_that_it_may_have() -> None:
+    planner = planner_for(max_nodes=64)
+    assert planner.shape(max_levels=100, num_texts=8).num_nodes == 8
+    assert planner.shape(max_levels=100, num_texts=2).num_nodes == FIRST_SHAPE[0]
+    assert planner.shape(max_levels=100, num_texts=100).num_nodes == 1
+
+
+def test_a_tree_of_many_texts_is_the_best_for_what_their_rounds_cost() -> None:
+    """Where computation bounds the pass, each of sixteen has a smaller tree than one alone."""
+    costs = RoundCosts(
+        copy_seconds=(0.1,) * NUM_LAYERS,
+        pass_seconds=CostTable((1, 101), (0.1, 1.1)),
+        draft_step_seconds=CostTable((1, 101), (0.01, 0.03)),
+        walk_seconds=CostTable((1,), (0.01,)),
+        num_slots=2,
+    )
+    planner = planner_for(costs=costs)
+    alone = planner.shape(max_levels=100).num_nodes
+    planner.shape(max_levels=100, num_texts=16)
+    expected = choose_tree(costs.for_texts(16), BUILTIN, max_nodes=16, max_levels=MAX_TREE_LEVELS).best
+    assert_same_choice(planner, expected)
+    assert planner.choice is not None and planner.choice.num_nodes < alone
+
+
+def test_a_sibling_knows_the_same_costs_and_has_a_temperature_of_its_own() -> None:
+    machine = SLOW_LINK
+    planner = planner_for(acceptance_at=lambda temperature: BUILTIN * (1.0 if temperature == 0 else 0.5))
+    machine.run(planner, 8)
+    sibling = planner.sibling()
+    sibling.use_temperature(1.0)
+    assert sibling.costs == planner.costs is not None
+    assert sibling.acceptance.tolist() != planner.acceptance.tolist()
+    before = planner.choice
+    machine.run(sibling, 9)
+    assert planner.choice is before and sibling.choice is not before

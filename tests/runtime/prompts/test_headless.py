@@ -2,7 +2,7 @@ import pytest
 
 from offload.errors import LinkError
 from runtime.events import Finished, PrefillProgress, TextDelta
-from runtime.prompts.headless import PromptResult, PromptStarted, pending_items, run_prompts
+from runtime.prompts.headless import PromptEvent, PromptResult, PromptStarted, one_by_one, pending_items, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import STATISTICS, echo
 
@@ -19,10 +19,11 @@ def results(events):
 
 
 def test_answers_come_in_order_with_the_engines_events_between():
-    events = list(run_prompts(echo, [request("one"), request("two", 2)]))
+    events = list(run_prompts(one_by_one(echo), [request("one"), request("two", 2)]))
     assert isinstance(events[0], PromptStarted) and events[0].position == 1
-    assert isinstance(events[1], PrefillProgress)
-    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "ONETWO"
+    assert isinstance(events[1], PromptEvent) and isinstance(events[1].event, PrefillProgress)
+    own = [event.event for event in events if isinstance(event, PromptEvent)]
+    assert "".join(event.text for event in own if isinstance(event, TextDelta)) == "ONETWO"
     assert [(result.id, result.line_number, result.finished.text) for result in results(events)] == [
         ("one", 1, "ONE"),
         ("two", 2, "TWO"),
@@ -30,7 +31,7 @@ def test_answers_come_in_order_with_the_engines_events_between():
 
 
 def test_a_bad_line_is_a_result_and_the_run_goes_on():
-    first, bad, last = results(run_prompts(echo, [request("one"), BAD, request("three", 3)]))
+    first, bad, last = results(run_prompts(one_by_one(echo), [request("one"), BAD, request("three", 3)]))
     assert bad == PromptResult(id="2", line_number=2, error=BAD.error)
     assert (first.error, last.error) == (None, None)
 
@@ -42,7 +43,9 @@ def test_an_error_of_ours_costs_one_answer():
             raise LinkError("the link is gone")
         yield from echo(prompt)
 
-    first, failed, last = results(run_prompts(fail_on_two, [request("one"), request("two", 2), request("three", 3)]))
+    first, failed, last = results(
+        run_prompts(one_by_one(fail_on_two), [request("one"), request("two", 2), request("three", 3)])
+    )
     assert failed == PromptResult(id="two", line_number=2, error="the link is gone")
     assert (first.finished.text, last.finished.text) == ("ONE", "THREE")
 
@@ -53,7 +56,7 @@ def test_any_other_error_ends_the_run():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(run_prompts(broken, [request("one"), request("two")]))
+        list(run_prompts(one_by_one(broken), [request("one"), request("two")]))
 
 
 @pytest.mark.parametrize("num_events", [2, 3, 5])
@@ -67,7 +70,7 @@ def test_stopping_early_closes_the_engine_at_once(num_events):
         finally:
             closed.append(prompt.id)
 
-    run = run_prompts(watched, [request("one"), request("two")])
+    run = run_prompts(one_by_one(watched), [request("one"), request("two")])
     for _ in range(num_events):
         next(run)
     run.close()
@@ -82,7 +85,7 @@ def test_the_engine_is_run_to_its_end():
         yield from echo(prompt)
         ended.append(prompt.id)
 
-    list(run_prompts(watched, [request("one")]))
+    list(run_prompts(one_by_one(watched), [request("one")]))
     assert ended == ["one"]
 
 

@@ -10,7 +10,7 @@ import pytest
 from runtime.config import SamplingParams, options_of
 from runtime.errors import PromptFileError
 from runtime.events import Finished
-from runtime.prompts.headless import PromptResult, run_prompts
+from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from runtime.prompts.result_format import OPENAI, OWN_FORMAT, is_answer, kind_of
@@ -32,7 +32,7 @@ def read_line(tmp_path, line, **options):
 
 
 def results_of(items, generate=echo):
-    return [event for event in run_prompts(generate, items) if isinstance(event, PromptResult)]
+    return [event for event in run_prompts(one_by_one(generate), items) if isinstance(event, PromptResult)]
 
 
 def lines_of(items, result_format, generate=echo):

@@ -13,7 +13,7 @@ import pytest
 from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from runtime.events import Finished
-from runtime.prompts.headless import PromptResult, pending_items, run_prompts
+from runtime.prompts.headless import PromptResult, one_by_one, pending_items, run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.result_file import ResultFile, ResultStream, format_record
 from runtime.prompts.result_format import OWN_FORMAT
@@ -46,7 +46,7 @@ def answer(batch, path, *, is_resumed=False, num_results=None, generate=echo):
         yield from generate(request)
 
     with ResultFile(path, is_resumed=is_resumed, result_format=result_format) as file:
-        events = run_prompts(watched, pending_items(items, file.finished_ids))
+        events = run_prompts(one_by_one(watched), pending_items(items, file.finished_ids))
         results = (event for event in events if isinstance(event, PromptResult))
         for _, result in zip(range(len(items) if num_results is None else num_results), results, strict=False):
             file.append(result)
@@ -77,7 +77,7 @@ def test_a_stream_gets_whole_lines_alone(batch):
     stream = io.StringIO()
     writer = ResultStream(stream, result_format)
     counts = []
-    for event in run_prompts(echo, items):
+    for event in run_prompts(one_by_one(echo), items):
         if isinstance(event, PromptResult):
             writer.append(event)
             counts.append(stream.getvalue().count("\n"))
@@ -198,7 +198,7 @@ KILLED_RUN = """
 import sys
 from pathlib import Path
 from runtime.config import SamplingParams
-from runtime.prompts.headless import PromptResult, run_prompts
+from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.result_file import ResultFile
 from tests.support.answer_fakes import echo
@@ -211,7 +211,7 @@ def generate(request):
 
 items, result_format = read_prompts_or_batch(sys.argv[1], SamplingParams())
 with ResultFile(Path(sys.argv[2]), is_resumed=False, result_format=result_format) as results:
-    for event in run_prompts(generate, items):
+    for event in run_prompts(one_by_one(generate), items):
         if isinstance(event, PromptResult):
             results.append(event)
 """

@@ -98,7 +98,7 @@ def have_two_nodes(cluster: Cluster) -> None:
 def alone(config: EngineConfig, requests: list[PromptRequest]) -> list[PromptResult]:
     """The results without Ray."""
     with open_session(config, requests=requests) as opened:
-        return results(list(run_prompts(opened.session.generate, requests)))
+        return results(list(run_prompts(opened.session.generate_all, requests)))
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ KILLED_RUN = """
 import sys
 from pathlib import Path
 from tests.support.answer_fakes import echo
-from runtime.prompts.headless import PromptResult, run_prompts
+from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.prompt_file import read_prompts
 from runtime.prompts import result_file
 from runtime.prompts.result_file import ResultFile
@@ -291,7 +291,7 @@ def generate(request):
     yield from echo(request)
 
 with ResultFile(Path(sys.argv[2]), is_resumed=False) as results:
-    for event in run_prompts(generate, read_prompts(sys.argv[1], SamplingParams())):
+    for event in run_prompts(one_by_one(generate), read_prompts(sys.argv[1], SamplingParams())):
         if isinstance(event, PromptResult):
             results.append(event)
 """

@@ -3,7 +3,7 @@ import json
 from dataclasses import replace
 
 from runtime.events import Finished
-from runtime.prompts.headless import PromptResult, run_prompts
+from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import echo, statistics
 from tui.commands.run import Comparison, show_answers
@@ -56,7 +56,7 @@ def items(*texts):
 def test_answers_are_shown_as_they_come_without_terminal_escapes():
     out = io.StringIO()
     prompts = [*items("hello\x1b[2J\nworld"), BadLine(2, "2", "line 2: bad\x1b[1m")]
-    results = show_answers(run_prompts(echo, prompts), out, num_prompts=2)
+    results = show_answers(run_prompts(one_by_one(echo), prompts), out, num_prompts=2)
     assert len(results) == 2
     shown = out.getvalue()
     assert "[1/2] 0: hello world\nHELLO\nWORLD\n" in shown
@@ -67,7 +67,7 @@ def test_answers_are_shown_as_they_come_without_terminal_escapes():
 def test_each_answer_is_marked_against_the_earlier_one():
     plain = [result("ONE"), result("something else"), FAILED]
     out = io.StringIO()
-    show_answers(run_prompts(echo, items("one", "two", "three")), out, num_prompts=3, earlier=plain)
+    show_answers(run_prompts(one_by_one(echo), items("one", "two", "three")), out, num_prompts=3, earlier=plain)
     verdicts = [line for line in out.getvalue().splitlines() if line.startswith("  (")]
     assert "   identical)" in verdicts[0]
     assert "DIFFERS from plain streaming" in verdicts[1]
@@ -90,6 +90,8 @@ def test_another_sample_is_not_called_a_difference():
         yield replace(finished, verification="sequoia")
 
     out = io.StringIO()
-    show_answers(run_prompts(sampled, items("one")), out, num_prompts=1, earlier=[result("other", "sequoia")])
+    show_answers(
+        run_prompts(one_by_one(sampled), items("one")), out, num_prompts=1, earlier=[result("other", "sequoia")]
+    )
     assert "another sample (sequoia)" in out.getvalue()
     assert "DIFFERS" not in out.getvalue()
