@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from profiles.errors import quote
+from profiles.errors import OverstoryError, quote
 from profiles.steps import finish
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.engine.loading import open_session
@@ -106,12 +106,16 @@ class EvaluatedModel:
         return answers
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
-        """Return the text behind each context, up to a stop string or its most tokens."""
-        answers = []
-        for request in requests:
-            answers.append(self._generate(*request.args))
-            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-        return answers
+        """Return the text behind each context, up to a stop string or its most tokens, many at a time."""
+        prompts = (self._prompt(str(index), *request.args) for index, request in enumerate(requests))
+        answers: dict[int, str] = {}
+        for prompt, event in self._session.generate_all(prompts):
+            if isinstance(event, OverstoryError):
+                raise event
+            if isinstance(event, Finished):
+                answers[int(prompt.id)] = event.text
+                self.cache_hook.add_partial("generate_until", requests[int(prompt.id)].args, event.text)
+        return [answers[index] for index in range(len(requests))]
 
     def _score(self, pairs: Sequence[TokenPair]) -> list[Score]:
         scores: dict[int, Score] = {}
@@ -124,7 +128,7 @@ class EvaluatedModel:
             begin_ids, token_ids = self._scorer.encode_ids(None, text)
             yield from rolling_windows(begin_ids + token_ids, window=self.max_length)
 
-    def _generate(self, context: str, choices: Mapping[str, Any]) -> str:
+    def _prompt(self, name: str, context: str, choices: Mapping[str, Any]) -> PromptRequest:
         params, chosen = sampling_params(choices, max_gen_toks=self._max_gen_toks)
         room = self.max_length - params.max_new_tokens
         if room < 1:
@@ -133,15 +137,12 @@ class EvaluatedModel:
                 "a context; give a smaller max_gen_toks or a larger max_length"
             )
         _, token_ids = self._scorer.encode_ids(None, context)
-        request = PromptRequest(
-            id="1",
+        return PromptRequest(
+            id=name,
             token_ids=tuple(token_ids[-room:]),
             params=params,
             unchosen=frozenset(options_of(SamplingParams)) - chosen,
         )
-        *_, finished = self._session.generate(request)
-        assert isinstance(finished, Finished)
-        return finished.text
 
 
 def rolling_windows(token_ids: Sequence[int], *, window: int) -> Iterator[TokenPair]:
@@ -161,7 +162,7 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     Raises OptionError, also for a name that is none.
     """
     known = {option.typed_name: option for option in options_of(EngineConfig).values()}
-    chosen: dict[str, Any] = {"draft": "auto", "lookup": "on", "generation": "auto"}
+    chosen: dict[str, Any] = {"draft": "auto", "lookup": "on", "generation": "auto", "num_texts": None}
     for name, value in options.items():
         if name not in known:
             raise OptionError(f"unknown model argument {quote(name)}; there are pretrained, {', '.join(known)}")

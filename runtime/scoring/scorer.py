@@ -2,12 +2,13 @@
 
 In their sorted order each item begins where it parts from the one before. So what items share, a long prompt before
 many questions or a question before its choices, is computed once, and a pass is any stretch of that order: a chain
-behind what the cache holds, and branches, each of which sees its own ancestors alone.
+behind what the cache holds, and branches, each of which sees its own ancestors alone. As a layer computes so many rows
+of branches at once as it has room for, several lanes of the cache take a stretch each.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,13 @@ from offload.memory import explained_shortage
 from runtime.engine.engine import Engine
 from runtime.errors import OptionError
 from runtime.model.pass_shapes import WALK_ROWS
-from runtime.model.streamed_model import PassInput, StreamedModel
+from runtime.model.streamed_model import PassInput
 from runtime.model.upload import upload
 from runtime.scoring.score_file import Score, ScoreRequest, ScoreResult
 from runtime.tokenizer.box import Tokenizer
 
+LEAST_SHARED = 16
+"""Tokens of another lane's that are worth taking over."""
 _Ids = npt.NDArray[np.int64]
 
 
@@ -159,22 +162,10 @@ class Scorer:
         engine = self._engine
         queue, num_left = _plan(pairs)
         tally = _Tally(pairs)
-        lanes = [_Lane(engine.target, slice_tokens=engine.prefill.slice_tokens)]
-        engine.truncate(0)
+        lanes = [_Lane(engine, lane) for lane in range(engine.target.cache.num_lanes)]
         try:
-            while True:
-                room = engine.prefill.next_tokens(max(1, num_left), engine.planner.costs)
-                pieces = []
-                for lane in lanes:
-                    piece = lane.fill(queue, pairs, most_tokens=room)
-                    if piece is not None:
-                        pieces.append(piece)
-                        room -= len(piece.inputs.token_ids)
-                    if room <= 0:
-                        break
-                if not pieces:
-                    return
-                num_tokens = sum(len(piece.inputs.token_ids) for piece in pieces)
+            while pieces := self._fill(lanes, queue, pairs, num_left=num_left):
+                num_tokens = sum(piece.inputs.num_tokens for piece in pieces)
                 with explained_shortage("a pass over the model"):
                     for piece, hidden in zip(pieces, self._run(pieces), strict=True):
                         tally.add(piece.indices, *self._read(hidden, piece))
@@ -185,12 +176,29 @@ class Scorer:
                 num_left = max(0, num_left - num_tokens)
                 yield ScoringPass(tally.take_completed(), num_tokens, num_left)
         finally:
-            engine.target.cache.truncate(0)
+            for lane in lanes:
+                lane.clear()
 
-    def _run(self, pieces: Sequence[_Piece]) -> Iterator[torch.Tensor]:
-        """Yield the wanted hidden states of each piece, (W, E)."""
-        for piece in pieces:
-            yield self._engine.target.run_pass(piece.inputs, num_wanted=piece.num_wanted, is_prefill=True)
+    def _fill(
+        self, lanes: Sequence["_Lane"], queue: deque[_Branch], pairs: Sequence[TokenPair], *, num_left: int
+    ) -> list[_Piece]:
+        """Return what each lane computes in the next pass, as far as compute covers; nothing where all is done."""
+        prefill = self._engine.prefill
+        room = prefill.next_tokens(max(num_left, prefill.slice_tokens), self._engine.planner.costs)
+        pieces: list[_Piece] = []
+        for index, lane in enumerate(lanes):
+            piece = lane.fill(queue, pairs, most_tokens=room, others=lanes[:index])
+            if piece is not None:
+                pieces.append(piece)
+                room -= piece.inputs.num_tokens
+            if room <= 0:
+                break
+        return pieces
+
+    def _run(self, pieces: Sequence[_Piece]) -> list[torch.Tensor]:
+        """Return the wanted hidden states of each piece, (W, E)."""
+        num_wanted = [piece.num_wanted for piece in pieces]
+        return self._engine.target.run_batch([piece.inputs for piece in pieces], num_wanted=num_wanted, is_prefill=True)
 
     def _read(self, hidden: torch.Tensor, piece: _Piece) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Return log P(target) of each prediction (M,), and whether the target is the likeliest token."""
@@ -245,24 +253,41 @@ class _Tally:
 
 
 class _Lane:
-    """A text of the cache that walks from branch to branch and keeps the tokens that lead to where it stands."""
+    """A lane of the cache that walks from branch to branch and keeps the tokens that lead to where it stands."""
 
-    def __init__(self, model: StreamedModel, *, slice_tokens: int) -> None:
-        """`slice_tokens`: what a layer computes at once; a pass may have so many rows that see not all before them."""
-        self._model = model
-        self._slice_tokens = slice_tokens
+    def __init__(self, engine: Engine, lane: int) -> None:
+        """The lane is empty then; a pass may have `slice_tokens` rows in it that do not see all before them."""
+        self._cache = engine.target.cache
+        self._lane = lane
+        self._slice_tokens = engine.prefill.slice_tokens
+        self._engine = engine
         self._branch = _Branch(np.empty(0, dtype=np.int64))
         self._slots: _Ids = np.empty(0, dtype=np.int64)
         """Of the branch's tokens that are computed, from the first on."""
+        self._chain: _Ids = np.empty(0, dtype=np.int64)
+        """Tokens that its first slots hold, at least, once the pass that is being filled has reached it."""
+        self.clear()
 
-    def fill(self, queue: deque[_Branch], pairs: Sequence[TokenPair], *, most_tokens: int) -> _Piece | None:
-        """Take branches until the piece is full; None where nothing is left."""
+    def clear(self) -> None:
+        """Forget all."""
+        self._engine.truncate(0, lane=self._lane)
+
+    def fill(
+        self, queue: deque[_Branch], pairs: Sequence[TokenPair], *, most_tokens: int, others: Sequence["_Lane"]
+    ) -> _Piece | None:
+        """Take branches until the piece is full; None where nothing is left.
+
+        `others`: lanes that have their part in the pass, of which one may hold more of the first branch's beginning.
+        """
+        is_under_way = len(self._slots) < len(self._branch.token_ids)
         if not self._enter(queue):
             return None
+        self._cache.truncate(len(self._slots), lane=self._lane)
+        # Branches that others have entered since are not before one that is under way: its own tokens are its to read.
+        shared = None if is_under_way else self._take_over(others)
         num_cached = len(self._slots)
-        self._model.cache.truncate(num_cached)
         num_unwanted = self._num_unwanted()
-        room = min(most_tokens, num_unwanted + self._slice_tokens, self._model.cache.capacity - num_cached)
+        room = min(most_tokens, num_unwanted + self._slice_tokens, self._cache.capacity - num_cached)
         runs: list[_Run] = []
         while room > 0 and self._enter(queue):
             first = 0 if not runs else runs[-1].rows.stop
@@ -270,11 +295,21 @@ class _Lane:
             runs.append(_Run(self._branch, start, start + num_tokens, first, self._slots))
             self._slots = np.concatenate((self._slots, num_cached + first + np.arange(num_tokens)))
             room -= num_tokens
+        self._chain = runs[0].branch.token_ids[: runs[0].stop]
         # Of the rows that nobody wants the first are left out: they are a chain that sees everything before it.
         num_tokens = runs[-1].rows.stop
         num_wanted = num_tokens - min(num_unwanted, runs[0].rows.stop - 1)
-        inputs = _pass_input(runs, num_cached=num_cached)
+        inputs = replace(_pass_input(runs, num_cached=num_cached), lane=self._lane, shared=shared)
         return _Piece(inputs, num_wanted, *_predictions(runs, pairs, first_row=num_tokens - num_wanted))
+
+    def _take_over(self, others: Sequence["_Lane"]) -> tuple[int, int] | None:
+        """Begin with what another lane holds of the branch, if that is clearly more; return whose, and how many."""
+        held = {other._lane: _num_shared(other._chain, self._branch.token_ids[:-1]) for other in others}
+        source = max(held, key=held.__getitem__, default=self._lane)
+        if held.get(source, 0) < len(self._slots) + LEAST_SHARED:
+            return None
+        self._slots = np.arange(held[source])
+        return source, held[source]
 
     def _enter(self, queue: deque[_Branch]) -> bool:
         """Go on to the next branch if this one is done; return whether there is anything to compute."""
@@ -297,8 +332,8 @@ class _Lane:
         """Forget all that was computed but the branch that the lane stands on."""
         kept = np.arange(len(self._slots))
         num_first = int(np.argmin(np.append(self._slots == kept, False)))
-        self._model.cache.compact(num_first, self._slots[num_first:].tolist())
-        self._slots = kept
+        self._cache.compact(num_first, self._slots[num_first:].tolist(), lane=self._lane)
+        self._slots, self._chain = kept, self._branch.token_ids[: len(kept)]
 
 
 def _plan(pairs: Sequence[TokenPair]) -> tuple[deque[_Branch], int]:

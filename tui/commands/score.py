@@ -3,13 +3,20 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from runtime.config import MAX_PREFILL_TOKENS, EngineConfig, SamplingParams
+from runtime.config import (
+    ACCELERATOR_MAX_PREFILL_TOKENS,
+    ACCELERATOR_SLICE_TOKENS,
+    MAX_PREFILL_TOKENS,
+    EngineConfig,
+    SamplingParams,
+)
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import BadLine, PromptRequest
 from runtime.prompts.result_file import ResultFile, ResultStream
@@ -19,6 +26,9 @@ from runtime.scoring.score_file import ScoreRequest, ScoreResult, read_score_req
 from tui.commands.run import tell_where_kept
 from tui.options import PlainConfig, Quiet, with_option_groups
 from tui.printing import open_session_in_sight, progress_console
+
+_NUM_STRETCHES = ACCELERATOR_MAX_PREFILL_TOKENS // ACCELERATOR_SLICE_TOKENS
+"""Of texts that are computed in one pass: a layer computes so many of their tokens at once that these fill one."""
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,6 +91,7 @@ def _scored(config: EngineConfig, items: Sequence[ScoreRequest | BadLine], conso
             yield ScoreResult(id=item.id, line_number=item.line_number, error=item.error)
     if not requests:
         return
+    config = replace(config, num_texts=None)
     with open_session_in_sight(config, _sizing(requests), console) as opened:
         from runtime.scoring.scorer import Scorer
 
@@ -93,12 +104,16 @@ def _scored(config: EngineConfig, items: Sequence[ScoreRequest | BadLine], conso
 
 
 def _sizing(requests: Sequence[ScoreRequest]) -> list[PromptRequest]:
-    """Return prompts for which a session has the room that the texts need, and that a wide pass of short ones needs."""
-    texts = [
-        PromptRequest(id=each.id, prompt=each.context + each.continuation, params=SamplingParams(max_new_tokens=1))
-        for each in requests
+    """Return prompts for which a session has the room that texts need, and so many stretches of them as fill a pass.
+
+    A text has no more tokens than bytes, so that only long ones must be counted.
+    """
+    long = [text for each in requests if len((text := each.context + each.continuation).encode()) > MAX_PREFILL_TOKENS]
+    short = [("a", MAX_PREFILL_TOKENS)] * _NUM_STRETCHES
+    return [
+        PromptRequest(id="", prompt=text, params=SamplingParams(max_new_tokens=num_more))
+        for text, num_more in (*((text, 1) for text in long), *short)
     ]
-    return [*texts, PromptRequest(id="", prompt="a", params=SamplingParams(max_new_tokens=MAX_PREFILL_TOKENS))]
 
 
 def _progress(console: "Console") -> Progress:
