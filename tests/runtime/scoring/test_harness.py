@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ TASKS = {"tiny_choice": CHOICE, "tiny_writing": WRITING, "tiny_rolling": ROLLING
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tasks over 200 questions of a file."""
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of tasks over 200 questions of a file; nothing is fetched, and what is kept of them is kept in it."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = random.Random(3)
     words = ["the", "cat", "and", "one", "hen", "in", "a", "pan", "on", "other", "then", "thin", "tin", "ran", "den"]
@@ -84,7 +84,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text("\n".join(map(json.dumps, items)))
     for name, task in TASKS.items():
         (folder / f"{name}.yaml").write_text(task.replace("FILE", str(file)))
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        yield folder
 
 
 @pytest.fixture(scope="module")
