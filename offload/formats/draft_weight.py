@@ -38,7 +38,13 @@ def draft_converter(
             stored = DenseWeight(stored.unpack(), is_fast=True)
             if held == "stored":
                 return stored.to(device)
-        if isinstance(stored, WidenedWeight) and held != "stored":
+        if isinstance(stored, WidenedWeight) and held == "int8":
+            kind = stored.format
+            stored = Int8RowsWeight.quantize_rows(
+                kind.shape, stored.widen_rows, row_multiple=kind.row_multiple, is_fast=True
+            )
+            return PackedInt8Weight.pack(stored) if is_packed else stored.to(device)
+        if isinstance(stored, WidenedWeight) and held == "nf4":
             stored = DenseWeight(stored.widen(torch.float32), is_fast=True)
         if isinstance(stored, DenseWeight) and held == "nf4":
             return FourBitWeight.quantize(stored.matrix, is_fast=True, device=device)

@@ -10,7 +10,7 @@ than bfloat16, and each row has its own scale, which outliers of other rows do n
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -74,12 +74,32 @@ class Int8RowsWeight:
         Works in chunks and keeps the rows in memory of their own: whole float32 matrices from the heap left holes
         between the rows, and a draft of 0.36 GB then held 1.5 GB.
         """
-        num_outputs, num_columns = matrix.shape
-        rows = allocate_slab(matrix.numel())[: matrix.numel()].view(torch.int8).view(matrix.shape)
+        return cls.quantize_rows(
+            (matrix.shape[0], matrix.shape[1]),
+            lambda start, stop: matrix[start:stop].to("cpu", torch.float32, copy=True),
+            is_fast=is_fast,
+        )
+
+    @classmethod
+    def quantize_rows(
+        cls,
+        shape: tuple[int, int],
+        widen: Callable[[int, int], torch.Tensor],
+        *,
+        row_multiple: int = 1,
+        is_fast: bool = False,
+    ) -> "Int8RowsWeight":
+        """Do the same to a matrix (O, I) whose rows start..stop `widen` gives, float32 and on the processor.
+
+        Both are multiples of `row_multiple`, but the last; so the whole matrix is never there in float32.
+        """
+        num_outputs, num_columns = shape
+        num_elements = num_outputs * num_columns
+        rows = allocate_slab(num_elements)[:num_elements].view(torch.int8).view(shape)
         absmax = torch.empty(num_outputs)
-        step = max(1, CHUNK_ELEMENTS // num_columns)
+        step = max(1, CHUNK_ELEMENTS // (num_columns * row_multiple)) * row_multiple
         for start in range(0, num_outputs, step):
-            wide = matrix[start : start + step].to("cpu", torch.float32, copy=True)
+            wide = widen(start, min(start + step, num_outputs))
             largest = wide.abs().amax(dim=1)
             absmax[start : start + step] = largest
             rows[start : start + step] = wide.mul_((LEVELS / largest.clamp_min(1e-36))[:, None]).round_()

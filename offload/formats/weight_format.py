@@ -290,6 +290,13 @@ class WidenedWeight:
         product = from_columns(columns, inputs)
         return product if bias is None else product.add_(bias)
 
+    def widen_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Return rows start..stop, (stop - start, I) in float32, on the processor and in memory of their own."""
+        device = next(iter(self.parts.values())).device
+        rows = torch.empty((stop - start, self.format.shape[1]), device=device)
+        self.format.widen(self.parts, start, stop, rows)
+        return rows.cpu()
+
     def widen(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the whole matrix, (O, I), where the weight lies and in memory of its own."""
         device = next(iter(self.parts.values())).device

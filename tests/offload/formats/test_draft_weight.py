@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from offload.formats import draft_weight
 from offload.formats.draft_weight import draft_converter, fastest_format, held_bytes
 from offload.formats.four_bit import FourBitWeight
+from offload.formats.ggml_blocks import GgmlFormat
 from offload.formats.int8 import Int8RowsWeight, PackedInt8Weight
 from offload.formats.packed import PackedWeight, pack_matrix
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch
@@ -115,3 +116,29 @@ def test_the_fastest_format_is_measured_once() -> None:
     assert first in {"int8", "nf4", "stored"}
     assert fastest_format(torch.float32, CPU) == first
     assert fastest_format.cache_info().hits
+
+
+def test_a_matrix_that_is_widened_is_never_there_in_float32_as_a_whole(
+    is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head of a 0.5B draft among GGUF files took 544 MB for a moment, and the system ended the program."""
+    kind = GgmlFormat((64, 128), "Q8_0")
+    blocks = torch.randint(0, 256, (64, kind.row_bytes), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    blocks.view(64, -1, 34)[:, :, 1] = 0x2C  # scales of ordinary size
+    stored = kind.bind({"": blocks})
+    monkeypatch.setattr("offload.formats.int8.CHUNK_ELEMENTS", 8 * 128)
+    widened = list[tuple[int, int]]()
+    real = GgmlFormat.widen
+
+    def watched(self, parts, start, stop, out):  # type: ignore[no-untyped-def]
+        widened.append((start, stop))
+        real(self, parts, start, stop, out)
+
+    monkeypatch.setattr(GgmlFormat, "widen", watched)
+    held = draft_converter("int8", torch.float32, CPU)(stored)
+    assert widened == [(start, start + 8) for start in range(0, 64, 8)]
+    inputs = torch.randn(3, 128)
+    expected = Int8RowsWeight.quantize(stored.widen(torch.float32), is_fast=True)
+    expected = PackedInt8Weight.pack(expected) if is_packed else expected
+    scratch = UpcastScratch(torch.float32, CPU)
+    assert torch.equal(held.linear(inputs, None, scratch), expected.linear(inputs, None, scratch))
