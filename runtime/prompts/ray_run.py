@@ -73,7 +73,7 @@ class NodeEngine:
         self._opened: OpenSession | None = None
 
     def open(self, requests: str) -> str:
-        """Open the session; return its `sentences`, or the `error` with which no prompt can be answered here.
+        """Open the session; return its `sentences` and how many prompts it answers together, or the `error` why not.
 
         `requests`: all of the run, which size the caches.
         """
@@ -81,7 +81,8 @@ class NodeEngine:
             opened = self._session(requests)
         except OverstoryError as error:
             return json.dumps({"error": str(error), "exit_code": error.exit_code})
-        return json.dumps({"sentences": [opened.plan.advice.sentence, *opened.notes]})
+        sentences = [opened.plan.advice.sentence, *opened.notes]
+        return json.dumps({"sentences": sentences, "num_together": opened.plan.need.num_texts})
 
     def answer(self, requests: str, ids: Sequence[str]) -> Iterator[str]:
         """Yield a PromptResult for each of these requests, as they end."""
@@ -124,6 +125,8 @@ class _Node:
     """What Ray is asked for: that the session is open, then results one by one; None where nothing is."""
     is_open: bool = False
     has_opened: bool = False
+    num_together: int = 1
+    """How many prompts share its passes."""
     missing: dict[str, None] = field(default_factory=dict)
     """Ids of the prompts that it was given and has not answered, in order."""
 
@@ -163,7 +166,7 @@ class _Run:
         while self._waiting or self._suspects or any(node.missing for node in self._nodes.values()):
             yield from self._add_nodes()
             for node in self._nodes.values():
-                if node.pending is None and (ids := self._next_ids()):
+                if node.pending is None and (ids := self._next_ids(node)):
                     node.answer(ids)
             asked = [node for node in self._nodes.values() if node.pending is not None]
             ready, _ = ray.wait([node.pending for node in asked], timeout=_LOOK_SECONDS)
@@ -192,11 +195,15 @@ class _Run:
             why = "; ".join(self._lost.values()) or "no node of the cluster has a CPU to give"
             raise OverstoryError(f"{why}; start a node with ray start --address, and go on with --resume")
 
-    def _next_ids(self) -> list[str]:
-        """Return what an idle node is given: half of its share of what waits, so that fast nodes answer more."""
+    def _next_ids(self, node: _Node) -> list[str]:
+        """Return what an idle node is given: half of its share of what waits, so that fast nodes answer more.
+
+        But no fewer than share its passes, which cost the same with fewer.
+        """
         if self._suspects:
             return [self._suspects.popleft()]
-        size = -(-len(self._waiting) // (2 * len(self._nodes)))
+        half_share = -(-len(self._waiting) // (2 * len(self._nodes)))
+        size = min(max(half_share, node.num_together), len(self._waiting))
         return [self._waiting.popleft() for _ in range(size)]
 
     def _take(self, node: _Node) -> Iterator[RayEvent]:
@@ -219,6 +226,7 @@ class _Run:
             kind = BadInputError if told["exit_code"] == BadInputError.exit_code else OverstoryError
             raise kind(f"node {node.name}: {told['error']}")
         node.is_open, node.has_opened, node.pending = True, True, None
+        node.num_together = told["num_together"]
         yield NodeChanged(node.node_id, node.name, "answering", tuple(told["sentences"]))
         for each in node.missing:  # one of these may have ended the process
             self._num_ended[each] += 1

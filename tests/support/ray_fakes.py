@@ -2,15 +2,15 @@
 
 import os
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
-from runtime.events import Event
-from runtime.prompts.headless import one_by_one
+from runtime.events import Event, Finished
+from runtime.prompts.headless import GenerateAll, one_by_one
 from runtime.prompts.prompt_file import PromptRequest
 from tests.support.answer_fakes import echo, question
 from tui.commands.on_ray import open_on_node
@@ -20,18 +20,19 @@ SECONDS_PER_ANSWER = 0.05
 
 def open_echo(config: EngineConfig, stack: ExitStack, requests: Sequence[PromptRequest]) -> Any:
     """A session that says what it is told, in capitals; "poison" ends its process, "trouble" costs an answer."""
-    return _session(_answer)
+    return _session(one_by_one(_answer))
 
 
 def open_slow(config: EngineConfig, stack: ExitStack, requests: Sequence[PromptRequest]) -> Any:
     """A real session that takes its time."""
-    generate = open_on_node(config, stack, requests).session.generate
+    opened = open_on_node(config, stack, requests)
 
-    def slowly(request: PromptRequest) -> Generator[Event, None, None]:
-        time.sleep(SECONDS_PER_ANSWER)
-        yield from generate(request)
+    def slowly(asked: Iterable[PromptRequest]) -> Generator[tuple[PromptRequest, Event | OverstoryError], None, None]:
+        for request, event in opened.session.generate_all(asked):
+            time.sleep(SECONDS_PER_ANSWER * isinstance(event, Finished))
+            yield request, event
 
-    return _session(slowly)
+    return _session(slowly, num_texts=opened.plan.need.num_texts)
 
 
 def open_broken(config: EngineConfig, stack: ExitStack, requests: Sequence[PromptRequest]) -> Any:
@@ -39,9 +40,9 @@ def open_broken(config: EngineConfig, stack: ExitStack, requests: Sequence[Promp
     raise ZeroDivisionError("by nothing")
 
 
-def _session(generate: Any) -> Any:
-    plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"))
-    return SimpleNamespace(session=SimpleNamespace(generate_all=one_by_one(generate)), plan=plan, notes=("quickly",))
+def _session(generate_all: GenerateAll, *, num_texts: int = 1) -> Any:
+    plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"), need=SimpleNamespace(num_texts=num_texts))
+    return SimpleNamespace(session=SimpleNamespace(generate_all=generate_all), plan=plan, notes=("quickly",))
 
 
 def _answer(request: PromptRequest) -> Generator[Event, None, None]:

@@ -104,10 +104,12 @@ def alone(config: EngineConfig, requests: list[PromptRequest]) -> list[PromptRes
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     folder = str(save_tiny_folder(tmp_path_factory.mktemp("models") / "target"))
-    return EngineConfig(target=folder, draft=folder, draft_format="stored", context_tokens=128)
+    return EngineConfig(target=folder, draft=folder, draft_format="stored", context_tokens=128, num_texts=4)
 
 
-def test_a_node_that_joins_answers_too(cluster):
+def test_a_node_that_joins_answers_too(cluster, monkeypatch):
+    monkeypatch.setattr("runtime.prompts.ray_run._LOOK_SECONDS", 0.05)
+
     def join(events):
         if len(results(events)) == 1:
             have_two_nodes(cluster)
@@ -215,4 +217,4 @@ def test_an_engine_starts_anew_where_its_process_did():
     engine, requests = NodeEngine(to_text(NO_TARGET), open_echo), to_text(MANY[:2])
     answers = map(json.loads, engine.answer(requests, [MANY[1].id]))
     assert [answer["finished"]["text"] for answer in answers] == ["THE CAT AND 1 DOGS"]
-    assert json.loads(engine.open(requests)) == {"sentences": ["it fits", "quickly"]}
+    assert json.loads(engine.open(requests)) == {"sentences": ["it fits", "quickly"], "num_together": 1}
