@@ -162,6 +162,11 @@ def _judging(question: PlanQuestion, machine: Machine) -> "_Planning":
     return _Planning(replace(question, request=request), machine, {}, most_nodes=None if shape is None else shape[0])
 
 
+def _share(need: MemoryNeed) -> int:
+    """Return the most nodes of a text's tree while all texts have one."""
+    return max(1, min(need.text_nodes, need.max_nodes // need.num_texts))
+
+
 def _try(plan: Callable[..., PlanOption], *asked: str | None) -> PlanOption | BudgetError:
     try:
         return plan(*asked)
@@ -216,7 +221,7 @@ class _Planning:
         need, placement = self._place(main.format_name, held)
         name = placement.format_name
         profile = self._profile(name, held)
-        costs = self._costs(name, held, placement.residency, profile)
+        costs = self._text_costs(name, held, placement.residency, profile)
         draft = None if held is None or question.draft is None else (question.draft, held)
         target_seconds, reading_seconds = seconds_by_speed(question.target, name, draft, speed)
         if profile is not None:
@@ -254,7 +259,7 @@ class _Planning:
         ranking = choose_tree(
             costs,
             probabilities,
-            max_nodes=self.most_nodes or need.with_largest_tree(is_cpu=machine.is_cpu).max_nodes,
+            max_nodes=self.most_nodes or _share(need.with_largest_tree(is_cpu=machine.is_cpu)),
             max_levels=MAX_TREE_LEVELS if search == "best-first" else DP_LEVELS,
             search=search,
             cost=question.request.cost,
@@ -265,7 +270,7 @@ class _Planning:
             placement=placement,
             measured_at=None if profile is None else profile.measured_at,
             is_read_directly=machine.link is None,
-            max_nodes=need.max_nodes,
+            max_nodes=_share(need),
             costs=costs,
             acceptance=accepted,
             ranking=ranking,
@@ -274,6 +279,14 @@ class _Planning:
         )
 
     def _costs(
+        self, format_name: str, held: str | None, residency: ResidencyPlan, profile: PairProfile | None
+    ) -> RoundCosts:
+        """Return what a round of all texts costs, by the tree of each, at half the context, as a session plans it."""
+        costs = self._text_costs(format_name, held, residency, profile)
+        num_texts = self.question.request.num_prompts
+        return costs if num_texts == 1 else costs.for_texts(num_texts)
+
+    def _text_costs(
         self, format_name: str, held: str | None, residency: ResidencyPlan, profile: PairProfile | None
     ) -> RoundCosts:
         """Return a round's costs at half the context, as a session plans them."""
@@ -356,10 +369,11 @@ class _Planning:
                 speed.compute_item_bytes, held=held, is_substitute=question.is_substitute, is_cpu=machine.is_cpu
             )
         most_nodes = self.most_nodes if question.tree_shape is None else question.tree_shape[0]
+        num_texts = question.request.num_prompts
         need = question.target.need(
             draft,
             context_tokens=question.context_tokens,
-            max_nodes=most_nodes or 1,
+            max_nodes=(most_nodes or 1) * num_texts,
             compute_item_bytes=speed.compute_item_bytes,
             is_cpu=machine.is_cpu,
         )
@@ -368,6 +382,8 @@ class _Planning:
         is_apart = not machine.is_cpu or machine.is_link_emulated
         kv_cache = kv_cache_on(question.request.kv_cache, is_apart=is_apart)
         rows = question.target.row_layer_bytes(question.request.kv_format)
+        if num_texts > 1:  # keys and values that travel are those of one text
+            kv_cache, need = "device", replace(need, num_texts=num_texts)
         need = replace(need.in_format(format_name), kv_cache=kv_cache, row_layer_bytes=rows)
         if question.is_packed and format_name == PACKS:
             need = question.target.packed(need, speed.compute_item_bytes, is_cpu=machine.is_cpu)

@@ -145,6 +145,11 @@ class PlanReport:
         return round(1 - seconds_per_token / self.main.seconds_per_token, 9)
 
     @property
+    def all_tokens_per_second(self) -> float:
+        """Return the tokens per second of all prompts that are answered together."""
+        return self.question.request.num_prompts / self.main.seconds_per_token
+
+    @property
     def basis_lines(self) -> tuple[tuple[str, Basis, str], ...]:
         """(what, basis, words) for every figure that the prediction rests on."""
         machine, main = self.machine, self.main
@@ -188,6 +193,8 @@ class PlanReport:
             "draft": question.draft_name,
             "context_tokens": question.context_tokens,
             "temperature": question.request.temperature,
+            "num_prompts": question.request.num_prompts,
+            "all_tokens_per_second": self.all_tokens_per_second,
             "search": question.request.search,
             "cost": question.request.cost,
             "plan": main.to_record(),

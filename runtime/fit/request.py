@@ -7,6 +7,7 @@ from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import LinkSpeed
 from runtime.config import (
     MODELS,
+    MOST_BATCH,
     CostModel,
     DraftFormat,
     KvCache,
@@ -95,6 +96,9 @@ class PlanRequest:
     ] = "auto"
     temperature: Annotated[float, Option("0 is greedy.", MODELS)] = 0.0
     tree: Annotated[str, Option("auto, or nodes x levels of a tree to be priced, as in 768x18.", MODELS)] = "auto"
+    num_prompts: Annotated[
+        int, Option("Prompts that are answered together and share each pass, as run --batch.", ANSWER)
+    ] = 1
     search: Annotated[TreeSearch, Option("best-first, or dp: the paper's dynamic program.", ANSWER)] = "best-first"
     cost: Annotated[CostModel, Option("pipeline, or paper: the paper's own cost model.", ANSWER)] = "pipeline"
 
@@ -102,6 +106,8 @@ class PlanRequest:
         check_choices(self)
         if self.context_tokens is not None and not 2 <= self.context_tokens <= LARGEST_CONTEXT_TOKENS:
             raise OptionError(f"context_tokens is {self.context_tokens}; it must be 2 to {LARGEST_CONTEXT_TOKENS}")
+        if not 1 <= self.num_prompts <= MOST_BATCH:
+            raise OptionError(f"num_prompts is {self.num_prompts}; it must be 1 to {MOST_BATCH}")
         if not 0 <= self.temperature <= 100:  # NaN is neither
             raise OptionError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, at most 100")
         parse_tree(self.tree)

@@ -124,7 +124,11 @@ def print_plan(report: "PlanReport", out: Console) -> None:
 def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     main, placed = report.main, report.main.placement
     tree = main.tree
-    yield "speed", f"{_rate(main.seconds_per_token)}; bound by {_BOUNDS[main.bound]}"
+    num_prompts = report.question.request.num_prompts
+    each = " for each prompt" if num_prompts > 1 else ""
+    yield "speed", f"{_rate(main.seconds_per_token)}{each}; bound by {_BOUNDS[main.bound]}"
+    if num_prompts > 1:
+        yield "together", f"{num_prompts} prompts in each pass: {report.all_tokens_per_second:.3g} tokens/s in all"
     yield "settings", _settings(report)
     yield "tree", _tree_text(main)
     parts = ", ".join(
@@ -191,6 +195,8 @@ def _settings(report: "PlanReport") -> str:
         words.append(f"--tree {question.request.tree}")
     if main.placement.residency.widened_bytes:
         words.append(f"--kv-format {question.request.kv_format}")
+    if question.request.num_prompts > 1:
+        words.append(f"--batch {question.request.num_prompts}")
     return " ".join([*words, f"--context {question.context_tokens}"])
 
 

@@ -384,3 +384,24 @@ def test_auto_packs_where_a_processors_memory_then_holds_the_model():
     report = planned(machine, target="llama-3-8b", draft="none", pack="auto")
     assert report.main.is_packed and not report.main.streams
     assert report.other_packing.placement.disk_bytes > 0
+
+
+def test_many_prompts_share_each_pass_and_its_nodes():
+    """Beside one at a time they bring several times the tokens: a pass over the link is the same for all of them."""
+    alone, together = (planned(context_tokens=1024, num_prompts=number) for number in (1, 16))
+    assert alone.all_tokens_per_second == pytest.approx(1 / alone.main.seconds_per_token)
+    assert together.main.tree.num_nodes <= together.main.max_nodes == 64
+    assert 5 < together.all_tokens_per_second / alone.all_tokens_per_second < 16
+    assert together.main.placement.cached_bytes > 8 * alone.main.placement.cached_bytes
+    assert not together.main.placement.residency.travelling
+    assert together.to_record()["num_prompts"] == 16
+    plain = planned(context_tokens=1024, num_prompts=16, draft="none")
+    assert plain.main.tree.num_nodes == 1
+    assert plain.all_tokens_per_second < together.all_tokens_per_second
+
+
+def test_more_prompts_than_memory_holds_are_refused_in_a_sentence():
+    with pytest.raises(BudgetError, match="does not fit"):
+        planned(context_tokens=8192, num_prompts=256)
+    with pytest.raises(OptionError, match="it must be 1 to 1024"):
+        PlanRequest(num_prompts=0)
