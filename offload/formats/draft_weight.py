@@ -6,7 +6,7 @@ long as its bytes take to read, and which formats there are kernels for is known
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -39,18 +39,19 @@ def draft_converter(
             if held == "stored":
                 return stored.to(device)
         if isinstance(stored, WidenedWeight) and held == "int8":
-            kind = stored.format
-            stored = Int8RowsWeight.quantize_rows(
-                kind.shape, stored.widen_rows, row_multiple=kind.row_multiple, is_fast=True
-            )
-            return PackedInt8Weight.pack(stored) if is_packed else stored.to(device)
+            rows = partial(Int8RowsWeight.quantize_rows, stored.format.shape, stored.widen_rows, is_fast=True)
+            multiple = stored.format.row_multiple
+            if is_packed:
+                return PackedInt8Weight.pack(rows(row_multiple=multiple))
+            return rows(row_multiple=multiple).to(device)
         if isinstance(stored, WidenedWeight) and held == "nf4":
             stored = DenseWeight(stored.widen(torch.float32), is_fast=True)
         if isinstance(stored, DenseWeight) and held == "nf4":
             return FourBitWeight.quantize(stored.matrix, is_fast=True, device=device)
         if isinstance(stored, DenseWeight) and held == "int8":
-            stored = Int8RowsWeight.quantize(stored.matrix, is_fast=True)
-            return PackedInt8Weight.pack(stored) if is_packed else stored.to(device)
+            if is_packed:
+                return PackedInt8Weight.pack(Int8RowsWeight.quantize(stored.matrix, is_fast=True))
+            return Int8RowsWeight.quantize(stored.matrix, is_fast=True).to(device)
         if isinstance(stored, Int8RowsWeight) and is_packed:
             return PackedInt8Weight.pack(stored)
         return stored.to(device, copy=True)

@@ -149,7 +149,7 @@ class PackedInt8Weight:
 
     @classmethod
     def pack(cls, weight: Int8RowsWeight) -> "PackedInt8Weight":
-        """Pack a weight on the CPU into memory of its own.
+        """Pack a weight on the CPU into memory of its own; where nobody else holds it, its rows are freed meanwhile.
 
         torch says that tensors of this kind will be removed some day, once a session. Nothing else multiplies int8 this
         fast here: until then it is used, and without it `measure_is_packed_faster` is False.
@@ -159,8 +159,9 @@ class PackedInt8Weight:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             rows = torch._make_per_channel_quantized_tensor(weight.rows, scales, zero_points, 0)
-        packed = torch.ops.quantized.linear_prepack(rows, None)
-        return cls(packed, (weight.rows.shape[0], weight.rows.shape[1]))
+        shape = (weight.rows.shape[0], weight.rows.shape[1])
+        del weight  # the head of a large vocabulary would be there three times
+        return cls(torch.ops.quantized.linear_prepack(rows, None), shape)
 
     def to(self, device: torch.device, *, copy: bool = False) -> "PackedInt8Weight":
         """Return the weight itself: nothing changes a packed matrix, and it cannot leave the CPU."""

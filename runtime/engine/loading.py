@@ -28,7 +28,7 @@ from offload.layer_filling import LayerFilling
 from offload.layer_placement import LayerPlacer, PlacedLayers
 from offload.layer_slabs import slab_views
 from offload.layer_streamer import LayerStreamer, ResidentLayer
-from offload.memory import allocate_read_slab, allocate_slab, explained_shortage
+from offload.memory import allocate_read_slab, allocate_slab, explained_shortage, release_freed_memory
 from offload.pinning.pin_budget import PinningPlan, describe_pinning, has_room_for_rows, plan_pinned_layers
 from offload.pinning.pinned_memory import HostPinner, open_pinner, wait_until_unpinned
 from offload.residency_plan import ResidencyPlan, Tier
@@ -167,6 +167,7 @@ def load_session(
         with explained_shortage("the draft"):
             cache = _draft_cache(plan, state_folder)
             drafter = yield from _load_drafter(plan, loader, reading, others, placed, cache)
+    release_freed_memory()  # of conversions
     streamer, link = path.open(placed, filling)
     stack.callback(filling.close)  # first of all: what still comes is not wanted any more
     compute = ComputePlan(plan.dtype, device=plan.device)

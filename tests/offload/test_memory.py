@@ -3,6 +3,7 @@
 Every real way of running out of memory is known as one; whatever else goes wrong stays what it is.
 """
 
+import ctypes
 import mmap
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from offload.errors import BudgetError
+from offload.free_memory import resident_memory_bytes
 from offload.memory import (
     allocate_read_slab,
     allocate_slab,
     explained_shortage,
     is_out_of_memory,
+    release_freed_memory,
 )
 from offload.units import PAGE_BYTES
 
@@ -119,3 +122,14 @@ def test_anything_else_goes_on_as_it_is(error: Exception) -> None:
 def test_where_nothing_runs_out_nothing_happens() -> None:
     with explained_shortage("the ring"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_memory_that_was_freed_is_given_back_to_the_system() -> None:
+    blocks = [torch.ones(16_000) for _ in range(2000)]  # 64 KB each, from the heap
+    keeper = torch.ones(16_000)
+    del blocks
+    before = resident_memory_bytes()
+    release_freed_memory()
+    assert before - resident_memory_bytes() > 64_000_000
+    assert float(keeper.sum()) == 16_000
