@@ -50,7 +50,10 @@ def register_grouped_attention() -> str:
 
 
 def takes_packed_masks(decoder: nn.Module) -> bool:
-    """Return whether the decoder's attention hands whatever stands for its mask to `grouped_attention`."""
+    """Return whether the decoder's attention hands whatever stands for its mask to `grouped_attention`.
+
+    A few look into the mask before, which the first pass of several texts shows.
+    """
     return getattr(getattr(decoder, "config", None), "_attn_implementation", None) == GROUPED_ATTENTION
 
 

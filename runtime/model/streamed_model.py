@@ -145,6 +145,7 @@ class StreamedModel:
         self._is_cut = can_be_sliced(self._decoder)
         self._widths = widths if self._is_cut else None
         self._is_packed = takes_packed_masks(self._decoder)
+        self._has_packed = False
         self._sliced: SlicedPass | None = None
         self._wanted: torch.Tensor | None = None
         """(W,) rows that anybody wants behind the last layer; None: all."""
@@ -276,11 +277,25 @@ class StreamedModel:
         with self._threads.computing(sum(counts)) if self._threads else nullcontext():
             hidden = self._run_recorded(parts[0]) if len(parts) == 1 and not is_prefill else None
             if hidden is None:
-                hidden = self._run_pass(parts, wanted)
+                hidden = self._run_packed(parts, wanted) if self._is_trying(parts) else self._run_pass(parts, wanted)
         if len(hidden) == sum(counts) != sum(wanted):
             each = zip(hidden.split(counts), wanted, strict=True)  # type: ignore[no-untyped-call]
             return [rows[-count:] for rows, count in each]
         return list(hidden.split(wanted))  # type: ignore[no-untyped-call]
+
+    def _is_trying(self, parts: Sequence[PassInput]) -> bool:
+        """Return whether these are the first texts side by side."""
+        return self._is_packed and not self._has_packed and len(parts) > 1
+
+    def _run_packed(self, parts: Sequence[PassInput], num_wanted: Sequence[int]) -> torch.Tensor:
+        """Run the first pass of several texts, again text by text if the architecture looks into its mask itself."""
+        try:
+            hidden = self._run_pass(parts, num_wanted)
+        except (AttributeError, TypeError):
+            self._is_packed = False
+            return self._run_pass(parts, num_wanted)
+        self._has_packed = True
+        return hidden
 
     def _run_recorded(self, inputs: PassInput) -> torch.Tensor | None:
         if self._graphs is None:
