@@ -10,8 +10,9 @@ import torch
 
 from offload.copying.accelerator_engine import AcceleratorCopyEngine
 from profiles.errors import BadInputError
-from runtime.engine import drafter
+from runtime.engine import growing_tree
 from runtime.engine.load_plan import LoadPlan
+from runtime.events import Finished
 from runtime.speculation.schemes import Coupled
 from tests.support import simulated_device as sim
 from tests.support.accelerator_sessions import (
@@ -109,6 +110,22 @@ def tree_in_context_changes_no_text(kind: str) -> None:
         assert found == answer(plain, sampled)[1]
 
 
+def texts_together_are_the_cpus(kind: str) -> None:
+    """Three at a time, sampled and greedy, the last of them with the beginning of others."""
+    folder, draft = folder_of(kind), folder_of(kind, seed=SEED + 1)
+    prompts = ["the cat", "the cat and the dog and a cat", "a dog and a dog and a cat", "the cat and the dog and a dog"]
+    requests = [
+        replace(ASKED, id=str(number), prompt=text, params=replace(ASKED.params, temperature=0.7 * (number % 2)))
+        for number, text in enumerate(prompts)
+    ]
+    with opened_on(folder, tree="8x4", draft=draft, num_residents=0, num_texts=3) as opened:
+        events = list(opened.session.generate_all(requests))
+        assert sim.hazards() == []
+    found = {asked.id: event.text for asked, event in events if isinstance(event, Finished)}
+    with opened_on(folder, device="cpu") as plain:
+        assert found == {asked.id: answer(plain, asked)[0].text for asked in requests}
+
+
 def filtered_sampling_ranks_no_row_on_the_processor(tree: str) -> None:
     """What the chat samples with: only the walk's rows of the target come back, and a few numbers a node."""
     folder, draft = folder_of("llama"), folder_of("llama", seed=SEED + 1)
@@ -119,12 +136,12 @@ def filtered_sampling_ranks_no_row_on_the_processor(tree: str) -> None:
         raise AssertionError("a row was ranked on the processor")
 
     with opened_on(folder, tree=tree, draft=draft, num_residents=0) as opened:
-        rank_row_by_row, place = drafter.rank_row_by_row, Coupled.place
+        rank_row_by_row, place = growing_tree.rank_row_by_row, Coupled.place
         try:
-            drafter.rank_row_by_row = Coupled.place = refuse  # type: ignore[method-assign]
+            growing_tree.rank_row_by_row = Coupled.place = refuse  # type: ignore[method-assign]
             found = answer(opened, sampled)[1]
         finally:
-            drafter.rank_row_by_row, Coupled.place = rank_row_by_row, place  # type: ignore[method-assign]
+            growing_tree.rank_row_by_row, Coupled.place = rank_row_by_row, place  # type: ignore[method-assign]
         assert sim.hazards() == []
     with opened_on(folder, device="cpu") as plain:
         assert found == answer(plain, sampled)[1]
@@ -157,6 +174,7 @@ for _kind in KINDS:
     for _draft in DRAFTS if _kind == "llama" else ("the target itself",):
         CHECKS[f"draft_changes_no_text: {_kind}, {_draft}"] = functools.partial(draft_changes_no_text, _kind, _draft)
     CHECKS[f"tree_in_context_changes_no_text: {_kind}"] = functools.partial(tree_in_context_changes_no_text, _kind)
+    CHECKS[f"texts_together_are_the_cpus: {_kind}"] = functools.partial(texts_together_are_the_cpus, _kind)
 for _draft, _device in (("another model", "sim:1"), ("substitute", "sim:1"), ("another model", "cpu")):
     CHECKS[f"draft_on_another_device_changes_no_text: {_draft}, {_device}"] = functools.partial(
         draft_on_another_device_changes_no_text, _draft, _device
