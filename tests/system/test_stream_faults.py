@@ -167,16 +167,18 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_run_answers_the_prompts_after_a_fault(
     options: list[str], prompts: Path, folder: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One at a time: a pass of several that fails costs all of them their answers."""
+    options = [*options, "--batch", "1"]
     code, whole, err = run_command(prompts, folder, *options)
     assert (code, err) == (0, "")
-    generate = loading.Session.generate
+    begin = loading.Session._begin
 
-    def fail_in_the_second(session: loading.Session, asked: Any) -> Any:
+    def fail_in_the_second(session: loading.Session, asked: Any, **place: Any) -> Any:
         if asked.prompt == "a dog":
             faults.soon(3, raise_io_error)
-        return generate(session, asked)
+        return begin(session, asked, **place)
 
-    monkeypatch.setattr(loading.Session, "generate", fail_in_the_second)
+    monkeypatch.setattr(loading.Session, "_begin", fail_in_the_second)
     code, records, err = run_command(prompts, folder, *options)
     assert code == 1
     assert err == "overstory: error: 1 of 3 prompts have no answer; see `error` in their results\n"

@@ -54,7 +54,7 @@ def observed(opened: OpenSession, monkeypatch: pytest.MonkeyPatch) -> list[Round
     """Every round that the planner is told of."""
     found: list[Round] = []
     planner = opened.session.engine.planner
-    monkeypatch.setattr(type(planner), "observe", lambda self, done: found.append(done))
+    monkeypatch.setattr(type(planner), "observe", lambda self, *rounds, **_: found.extend(rounds))
     return found
 
 
