@@ -257,7 +257,21 @@ class _TimeLeftColumn(ProgressColumn):
         return Text("" if seconds is None else f"about {timedelta(seconds=round(seconds))} left", style="cyan")
 
 
-class RunProgress(Progress):
+class LineProgress(Progress):
+    """Says on one line of a terminal how far a command is; a context manager, at whose end the line is gone."""
+
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        super().__init__(
+            *columns,
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=console.quiet,
+        )
+
+
+class RunProgress(LineProgress):
     """Says on one line of a terminal which prompt is being answered and how it goes; a context manager.
 
     The line is gone whenever a prompt has ended, so that its result can be written to the same terminal.
@@ -269,17 +283,13 @@ class RunProgress(Progress):
         """`late` says how far the load is of a session that answers already; None once it has ended."""
         self._time_left = TimeLeft(num_prompts)
         super().__init__(
+            console,
             SpinnerColumn(),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             _WordsAndLoad(late),
             TimeElapsedColumn(),
             _TimeLeftColumn(self._time_left),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=console.quiet,
         )
         self._prompts = self.add_task("", total=num_prompts)
         self._live: dict[str, tuple[int, int]] = {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from profiles.errors import OverstoryError
-from runtime.bench.ratio import link_of_steps
+from runtime.bench.ratio import link_of_steps, shares_of
 from runtime.config import EngineConfig
 from runtime.engine.loading import open_session
 from runtime.errors import OptionError
@@ -21,7 +21,7 @@ from runtime.prompts.prompt_file import PromptRequest
 
 @dataclass(slots=True)
 class Run:
-    """What answering some prompts took."""
+    """What answering some prompts took; a pass counts once, however many texts share it."""
 
     num_texts: int
     """Lanes that there were."""
@@ -40,11 +40,6 @@ class Run:
         return self.num_tokens / self.seconds
 
     def to_record(self) -> dict[str, Any]:
-        shares = {
-            "link": self.link_seconds / self.seconds,
-            "compute": self.compute_seconds / self.seconds,
-            "draft": self.draft_seconds / self.seconds,
-        }
         return {
             "num_texts": self.num_texts,
             "num_prompts": self.num_prompts,
@@ -53,8 +48,7 @@ class Run:
             "num_tokens": self.num_tokens,
             "seconds": self.seconds,
             "tree": self.tree,
-            "shares": shares,  # of the time: the link carried bytes, the target's layers computed, trees grew
-            "bound": max(shares, key=shares.__getitem__),
+            **shares_of(self.seconds, link=self.link_seconds, compute=self.compute_seconds, draft=self.draft_seconds),
         }
 
 

@@ -102,23 +102,31 @@ def _run(
     seconds = total.seconds_per_token
     if seconds is None:
         raise OptionError("every answer ended within its first round; give longer ones with --max-new-tokens")
-    shares = {  # of the time: the link carried bytes, the target's layers computed, trees grew
-        "link": total.link_utilization or 0.0,
-        "compute": compute_seconds / total.decode_seconds,
-        "draft": total.draft_seconds / total.decode_seconds,
-    }
     return {
         "published_speedup": PUBLISHED_SPEEDUPS.get(temperature),
-        "bound": max(shares, key=shares.__getitem__),
         "temperature": temperature,
         "seconds_per_token": seconds,  # without the first round of each answer
         "speedup": plain_seconds / seconds,
         "tokens_per_round": total.tokens_per_round,
         "num_tokens": total.new_tokens,
         "num_rounds": total.rounds,
-        "shares": shares,
+        **shares_of(
+            total.decode_seconds,
+            link=(total.link_utilization or 0.0) * total.decode_seconds,
+            compute=compute_seconds,
+            draft=total.draft_seconds,
+        ),
         "tree": opened.session.engine.planner.tree_name,  # of the last rounds
     }
+
+
+def shares_of(seconds: float, **parts: float) -> dict[str, Any]:
+    """Return the shares of the time in which the link carried bytes, layers computed and trees grew, and the largest.
+
+    `parts` are their seconds, by name; they overlap.
+    """
+    shares = {name: part / seconds for name, part in parts.items()}
+    return {"shares": shares, "bound": max(shares, key=shares.__getitem__)}
 
 
 def _answer(opened: OpenSession, request: PromptRequest, *, temperature: float) -> tuple[GenerationStatistics, float]:

@@ -17,7 +17,7 @@ from offload.memory import explained_shortage
 from runtime.config import MAX_TREE_LEVELS, PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.growing_tree import WantedTree
-from runtime.engine.token_sequence import Choosing, TokenSequence
+from runtime.engine.token_sequence import LEAST_SHARED, Choosing, TokenSequence
 from runtime.errors import OptionError
 from runtime.events import Event, PrefillProgress, Round
 from runtime.model.streamed_model import LazyLogits, PassInput, StreamedModel, chain_input
@@ -30,9 +30,6 @@ from runtime.speculation.lookup import GraftedTree, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
-
-LEAST_SHARED = 16
-"""Tokens of another text's beginning that are worth taking over."""
 
 StepEvent = tuple[TokenSequence, Event]
 
@@ -81,6 +78,11 @@ class _Growing:
     @property
     def tree(self) -> TokenTree:
         return self.grafted.tree
+
+    def walk(self, logits: LazyLogits) -> Verdict:
+        """Walk from the root down as far as the target's logits accept, and choose the token after it."""
+        choosing = self.place.choosing
+        return verify(self.tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
 
 
 @dataclass(slots=True)
@@ -262,12 +264,7 @@ class Engine:
             self.prefill.observe(num_pass_tokens, self.target.last_pass)
         by_lane = {place.lane: states for place, states in zip(places, hidden, strict=True)}
         rows = LazyLogits.of_texts(self.target, [(by_lane[each.place.lane], each.tree.topology) for each in growing])
-        verdicts = [
-            verify(each.tree, row, choosing.params, choosing.rng, scheme=choosing.scheme)  # from the root down
-            for each, row, choosing in (
-                (each, logits.row, each.place.choosing) for each, logits in zip(growing, rows, strict=True)
-            )
-        ]
+        verdicts = [each.walk(logits) for each, logits in zip(growing, rows, strict=True)]
         laps.append(time.perf_counter())
         for each, verdict in zip(growing, verdicts, strict=True):
             self._commit(each, verdict)  # both caches keep the path, in place
@@ -405,7 +402,7 @@ class Engine:
             num_texts=len(growing),
             num_pass_nodes=sum(each.tree.topology.num_nodes for each in growing),
         )
-        by_planner: dict[int, list[Round]] = {}
+        by_planner: dict[TreePlanner, list[Round]] = {}
         rounds = []
         for each, verdict in zip(growing, verdicts, strict=True):
             accepted_ranks, num_children = each.grafted.drawn_ranks(verdict.path, verdict.accepted_ranks)
@@ -420,10 +417,9 @@ class Engine:
                 token_ids=tuple(verdict.emitted_token_ids(each.tree)),
             )
             rounds.append(done)
-            by_planner.setdefault(id(each.place.choosing.planner), []).append(done)
-        planners = {id(each.place.choosing.planner): each.place.choosing.planner for each in growing}
-        for number, (key, learned) in enumerate(by_planner.items()):
-            planners[key].observe(*learned, with_costs=number == 0)  # the pass is one for all
+            by_planner.setdefault(each.place.choosing.planner, []).append(done)
+        for number, (planner, learned) in enumerate(by_planner.items()):
+            planner.observe(*learned, with_costs=number == 0)  # the pass is one for all
         for each, done in zip(growing, rounds, strict=True):
             yield each.place.sequence, done
 
@@ -438,10 +434,6 @@ class Engine:
             num_pass_tokens=self.prefill.next_tokens(num_left, costs),
             expected_seconds=self.prefill.expected_seconds(num_left, costs, draft_seconds=tree_seconds),
         )
-
-    def num_shared(self, prompt: Sequence[int]) -> int:
-        """Return how many tokens of `prompt` the first lane's text begins with, its last one apart."""
-        return self.sequences[0].num_shared(prompt)
 
     def set_text(self, prompt: Sequence[int], *, lane: int = 0) -> None:
         """Make `prompt` a lane's text; what both caches hold of a common prefix is kept."""

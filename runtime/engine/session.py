@@ -20,11 +20,9 @@ from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Event, Finished, FinishReason, GenerationStatistics, PrefillProgress, Round, TextDelta
 from runtime.model.generation_config import AnswerChoices, GenerationConfig
 from runtime.model.streamed_model import StreamedModel
+from runtime.prompts.headless import AnswerEvent
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.tokenizer.box import BoxedAnswer, Tokenizer
-
-AnswerEvent = tuple[PromptRequest, Event | OverstoryError]
-"""Whose event it is, and the event; an error is the last one of a request."""
 
 
 class Session:
@@ -57,24 +55,13 @@ class Session:
         stands for an image.
         """
         prompt = format_prompt(self._tokenizer, request)
-        if others := self.engine.target.parts.other_token_ids.intersection(prompt):
-            first = min(others)
-            raise OptionError(
-                f"the prompt holds the token {self._tokenizer.name(first)}, id {first}, in whose place the model "
-                "wants an image, a video or sound, and only text is answered; leave it out"
-            )
-        if (largest := max(prompt)) >= (vocab_size := self.engine.target.vocab_size):
-            raise OptionError(
-                f"the prompt holds the token {self._tokenizer.name(largest)}, id {largest}, and the "
-                f"model has none beyond {vocab_size - 1}; leave it out"
-            )
+        check_tokens(prompt, self._tokenizer, self.engine.target)
         return prompt
 
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
         """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
         prompt = self.format_prompt(request)
-        num_cached = min(self.engine.num_committed, self.engine.num_shared(prompt))
-        return self.engine.prefill_progress(num_cached, len(prompt))
+        return self.engine.prefill_progress(self.engine.sequences[0].num_kept(prompt), len(prompt))
 
     def stop(self) -> None:
         """End the answer under way after the layer that computes now; it is `Finished` as stopped. From any thread."""
@@ -203,9 +190,8 @@ class Session:
         )
         params = choices.params
         text = self._tokenizer.begin_answer(params.stop, behind=prompt[-4:] if request.is_continued else ())
-        kept = engine.sequences[lane]
-        num_cached = min(kept.num_committed, kept.num_shared(prompt))
-        expected = engine.prefill_progress(num_cached, len(prompt)).expected_seconds
+        num_kept = engine.sequences[lane].num_kept(prompt)
+        expected = engine.prefill_progress(num_kept, len(prompt)).expected_seconds
         sequence = engine.begin(prompt, params, np.random.default_rng(params.seed), rules=choices.rules, lane=lane)
         return _Answer(
             request, sequence, text, choices, self.end_token_ids, expected=expected, generation=self.generation.choice
@@ -318,6 +304,21 @@ class _Answer:
             bytes_streamed=round(self.sequence.bytes_streamed - self._bytes_before),
             link_busy_seconds=sum((done.pass_statistics.link_busy_seconds for done in decoding), 0.0),
             decode_bytes_streamed=round(sum(done.pass_statistics.link_bytes / done.num_texts for done in decoding)),
+        )
+
+
+def check_tokens(token_ids: Sequence[int], tokenizer: Tokenizer, target: StreamedModel) -> None:
+    """Raise OptionError for a token of a prompt that the model has no row for, or that stands for an image."""
+    if others := target.parts.other_token_ids.intersection(token_ids):
+        first = min(others)
+        raise OptionError(
+            f"the prompt holds the token {tokenizer.name(first)}, id {first}, in whose place the model wants an image, "
+            "a video or sound, and only text is answered; leave it out"
+        )
+    if (largest := max(token_ids)) >= target.vocab_size:
+        raise OptionError(
+            f"the prompt holds the token {tokenizer.name(largest)}, id {largest}, and the model has none beyond "
+            f"{target.vocab_size - 1}; leave it out"
         )
 
 

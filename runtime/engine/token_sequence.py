@@ -11,6 +11,9 @@ from runtime.planner.planner import TreePlanner
 from runtime.speculation.logit_processors import LogitProcessor
 from runtime.speculation.schemes import Scheme
 
+LEAST_SHARED = 16
+"""Tokens of another lane's text that are worth taking over."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
@@ -47,3 +50,7 @@ class TokenSequence:
         """Return how many tokens of `prompt` the text begins with, its last one apart."""
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(self.text, prompt[:-1], strict=False))
         return sum(1 for _ in same)
+
+    def num_kept(self, prompt: Sequence[int]) -> int:
+        """Return how many of these the target holds, so that an answer in this lane need not compute them."""
+        return min(self.num_committed, self.num_shared(prompt))

@@ -7,15 +7,30 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from profiles.errors import OverstoryError
 from runtime.events import Event, Finished
 from runtime.prompts.prompt_file import BadLine, PromptRequest
 
 PromptItem = PromptRequest | BadLine
+
+
+class Line(Protocol):
+    """A line of a file that has one result."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def line_number(self) -> int: ...
+
+
+_Item = TypeVar("_Item", bound=Line)
 Generate = Callable[[PromptRequest], Generator[Event, None, None]]
-GenerateAll = Callable[[Iterable[PromptRequest]], Generator[tuple[PromptRequest, Event | OverstoryError], None, None]]
+AnswerEvent = tuple[PromptRequest, Event | OverstoryError]
+"""Whose event it is, and the event; an error is the last one of a request."""
+GenerateAll = Callable[[Iterable[PromptRequest]], Generator[AnswerEvent, None, None]]
 """Answers requests, each of which is asked for when there is room for it; see `Session.generate_all`."""
 
 
@@ -76,7 +91,7 @@ HeadlessEvent = PromptStarted | PromptEvent | PromptResult
 """A line's result is the last event of the line, to be kept before more is asked for."""
 
 
-def pending_items(items: Iterable[PromptItem], finished_ids: Collection[str]) -> list[PromptItem]:
+def pending_items(items: Iterable[_Item], finished_ids: Collection[str]) -> list[_Item]:
     """Return the lines that still need a result: bad lines always, so that every run reports them."""
     return [item for item in items if isinstance(item, BadLine) or item.id not in finished_ids]
 
@@ -113,9 +128,7 @@ def run_prompts(generate_all: GenerateAll, items: Iterable[PromptItem]) -> Itera
 def one_by_one(generate: Generate) -> GenerateAll:
     """Return what answers many requests with what answers one."""
 
-    def generate_all(
-        requests: Iterable[PromptRequest],
-    ) -> Generator[tuple[PromptRequest, Event | OverstoryError], None, None]:
+    def generate_all(requests: Iterable[PromptRequest]) -> Generator[AnswerEvent, None, None]:
         for request in requests:
             try:
                 with closing(generate(request)) as events:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from runtime.prompts.headless import PromptItem, PromptResult
+from runtime.prompts.headless import Line, PromptItem, PromptResult
 from runtime.prompts.prompt_file import BadLine
 
 
@@ -13,16 +13,6 @@ class Results(Protocol):
 
     def append(self, result: PromptResult) -> None:
         """Take one result."""
-
-
-class Line(Protocol):
-    """A line of a file that has one result."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def line_number(self) -> int: ...
 
 
 class InputOrder:

@@ -16,6 +16,8 @@ import torch
 
 from offload.memory import explained_shortage
 from runtime.engine.engine import Engine
+from runtime.engine.session import check_tokens
+from runtime.engine.token_sequence import LEAST_SHARED
 from runtime.errors import OptionError
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.streamed_model import PassInput
@@ -23,8 +25,6 @@ from runtime.model.upload import upload
 from runtime.scoring.score_file import Score, ScoreRequest, ScoreResult
 from runtime.tokenizer.box import Tokenizer
 
-LEAST_SHARED = 16
-"""Tokens of another lane's that are worth taking over."""
 _Ids = npt.NDArray[np.int64]
 
 
@@ -144,14 +144,7 @@ class Scorer:
         Raises OptionError for a token that the model has no row for, or that stands for an image.
         """
         context_ids, continuation_ids = self._tokenizer.encode_pair(context, continuation)
-        target = self._engine.target
-        others = target.parts.other_token_ids
-        unusable = [each for each in (*context_ids, *continuation_ids) if each >= target.vocab_size or each in others]
-        if unusable:
-            raise OptionError(
-                f"the text holds the token {self._tokenizer.name(unusable[0])}, id {unusable[0]}, which the model does "
-                "not take as text; leave it out"
-            )
+        check_tokens([*context_ids, *continuation_ids], self._tokenizer, self._engine.target)
         return context_ids, continuation_ids
 
     def score(self, pairs: Sequence[TokenPair]) -> Iterator[ScoringPass]:

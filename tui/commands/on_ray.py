@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -26,6 +25,7 @@ from runtime.prompts.prompt_file import BadLine, PromptRequest
 from runtime.prompts.ray_cluster import open_cluster
 from runtime.prompts.result_order import Results
 from tui.environment import load_models, prepare_libraries
+from tui.printing import LineProgress
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -87,22 +87,18 @@ def open_on_node(config: EngineConfig, stack: ExitStack, requests: Sequence[Prom
     return finish(load_models(config, stack, requests=requests, is_early=True))
 
 
-class NodesProgress(Progress):
+class NodesProgress(LineProgress):
     """Says on one line of a terminal how many prompts have a result and what the nodes do; a context manager."""
 
     def __init__(self, console: Console, *, num_prompts: int) -> None:
         super().__init__(
+            console,
             SpinnerColumn(),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            disable=console.quiet,
         )
         self._prompts = self.add_task("", total=num_prompts)
         self._states: dict[str, str] = {}

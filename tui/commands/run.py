@@ -32,6 +32,7 @@ from runtime.prompts.headless import (
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.prompts.result_file import ResultFile, ResultStream
+from runtime.prompts.result_format import ResultFormat
 from runtime.prompts.result_order import InputOrder, first_lines
 from tui.commands.on_ray import answer_on_ray
 from tui.environment import packaged_prompts
@@ -100,8 +101,7 @@ def run(
     model's own generation settings say, as in transformers' generate(); --generation plain takes the defaults
     shown here.
     """
-    if resume and output is None:
-        raise OptionError("--resume needs the file to go on with; add --output FILE")
+    check_resumable(output, is_resumed=resume)
     unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
     items, result_format = read_prompts_or_batch(
         prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen
@@ -109,11 +109,7 @@ def run(
     console = progress_console(is_quiet=quiet)
     num_errors = 0
     with ExitStack() as stack:
-        results: ResultFile | ResultStream = ResultStream(sys.stdout, result_format)
-        if output is not None:
-            results = ResultFile(output, is_resumed=resume, result_format=result_format)
-            stack.callback(tell_where_kept, results, output)
-            stack.enter_context(results)
+        results = open_results(stack, output, result_format, is_resumed=resume)
         items = first_lines(pending_items(items, results.finished_ids), limit)
         written = InputOrder(results, items) if in_order or output is None else results
         if ray is not None:
@@ -130,8 +126,27 @@ def run(
     return max(_report_errors(num_errors, len(items)), int(results.kept_in is not None))
 
 
-def tell_where_kept(results: ResultFile, output: Path) -> None:
-    """Say where the results of a command are, if `output` no longer has them."""
+def check_resumable(output: Path | None, *, is_resumed: bool) -> None:
+    """Raise OptionError where a command is to go on with a file that it was not given."""
+    if is_resumed and output is None:
+        raise OptionError("--resume needs the file to go on with; add --output FILE")
+
+
+def open_results(
+    stack: ExitStack, output: Path | None, result_format: ResultFormat, *, is_resumed: bool
+) -> ResultFile | ResultStream:
+    """Return where a command's results go, standard output unless it was given a file; closed with `stack`.
+
+    Raises OptionError as `ResultFile` does.
+    """
+    if output is None:
+        return ResultStream(sys.stdout, result_format)
+    results = ResultFile(output, is_resumed=is_resumed, result_format=result_format)
+    stack.callback(_tell_where_kept, results, output)
+    return stack.enter_context(results)
+
+
+def _tell_where_kept(results: ResultFile, output: Path) -> None:
     if results.kept_in is not None:
         sys.stderr.write(
             f"overstory: error: {output} was moved, removed or changed by another program during the run; all results "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from runtime.config import (
     ACCELERATOR_MAX_PREFILL_TOKENS,
@@ -17,15 +17,14 @@ from runtime.config import (
     EngineConfig,
     SamplingParams,
 )
-from runtime.errors import OptionError
+from runtime.prompts.headless import pending_items
 from runtime.prompts.prompt_file import BadLine, PromptRequest
-from runtime.prompts.result_file import ResultFile, ResultStream
 from runtime.prompts.result_format import SCORE_FORMAT
 from runtime.prompts.result_order import InputOrder
 from runtime.scoring.score_file import ScoreRequest, ScoreResult, read_score_requests
-from tui.commands.run import tell_where_kept
+from tui.commands.run import check_resumable, open_results
 from tui.options import PlainConfig, Quiet, with_option_groups
-from tui.printing import open_session_in_sight, progress_console
+from tui.printing import LineProgress, open_session_in_sight, progress_console
 
 _NUM_STRETCHES = ACCELERATOR_MAX_PREFILL_TOKENS // ACCELERATOR_SLICE_TOKENS
 """Of texts that are computed in one pass: a layer computes so many of their tokens at once that these fill one."""
@@ -62,18 +61,13 @@ def score(
     the continuation, and an empty context is the token that begins a text. What is longer than --context (unless given,
     the longest text, at most what the model allows) loses its beginning, as truncated_tokens says.
     """
-    if resume and output is None:
-        raise OptionError("--resume needs the file to go on with; add --output FILE")
+    check_resumable(output, is_resumed=resume)
     items = read_score_requests(texts)
     console = progress_console(is_quiet=quiet)
     num_errors = 0
     with ExitStack() as stack:
-        results: ResultFile | ResultStream = ResultStream(sys.stdout, SCORE_FORMAT)
-        if output is not None:
-            results = ResultFile(output, is_resumed=resume, result_format=SCORE_FORMAT)
-            stack.callback(tell_where_kept, results, output)
-            stack.enter_context(results)
-        items = [item for item in items if isinstance(item, BadLine) or item.id not in results.finished_ids]
+        results = open_results(stack, output, SCORE_FORMAT, is_resumed=resume)
+        items = pending_items(items, results.finished_ids)
         written = results if output is not None else InputOrder(results, items)
         for result in _scored(config, items, console):
             written.append(result)
@@ -95,7 +89,8 @@ def _scored(config: EngineConfig, items: Sequence[ScoreRequest | BadLine], conso
     with open_session_in_sight(config, _sizing(requests), console) as opened:
         from runtime.scoring.scorer import Scorer
 
-        with _progress(console) as progress:
+        columns = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn())
+        with LineProgress(console, *columns) as progress:
             task = progress.add_task("", total=len(requests))
             for event in Scorer(opened.session.engine, opened.plan.tokenizer).run(requests):
                 if isinstance(event, ScoreResult):
@@ -114,19 +109,3 @@ def _sizing(requests: Sequence[ScoreRequest]) -> list[PromptRequest]:
         PromptRequest(id="", prompt=text, params=SamplingParams(max_new_tokens=num_more))
         for text, num_more in (*((text, 1) for text in long), *short)
     ]
-
-
-def _progress(console: "Console") -> Progress:
-    """Return a line that says how many texts are scored; it is gone at the end."""
-    return Progress(
-        SpinnerColumn(),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=console.quiet,
-    )

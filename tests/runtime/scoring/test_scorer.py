@@ -226,7 +226,7 @@ def test_every_line_gets_its_result(tmp_path: Path) -> None:
         ]
     results = {result.id: result for result in found}
     assert [result.id for result in found[:2]] == ["c", "e"]
-    assert "'<image>', id 96, which the model does not take" in (results["c"].error or "")
+    assert "'<image>', id 96, and the model has none beyond 95" in (results["c"].error or "")
     assert "tokens and the context holds 16" in (results["e"].error or "")
     for name, text in (("a", "the cat and the dog"), ("d", "<s>the end")):
         score = results[name].score
