@@ -47,11 +47,31 @@ def open_cluster(address: str) -> Iterator[None]:
             "machine of the cluster, with --ray HOST:PORT"
         )
     _check_that_it_listens(address)
-    options: dict[str, Any] = {"address": address}
-    if address == LOCAL:
-        for name, value in {**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
-            os.environ.setdefault(name, value)
-        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
+    if address != LOCAL:
+        with _connect(address):
+            yield
+        return
+    with (
+        _environment({**_LOCAL_ENVIRONMENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}),
+        _connect(address, include_dashboard=False, object_store_memory=_LOCAL_STORE_BYTES),
+    ):
+        yield
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set the variables that are not set, until the context ends."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def _connect(address: str, **options: Any) -> Iterator[None]:
     try:
         import ray
     except ImportError as error:
@@ -60,7 +80,7 @@ def open_cluster(address: str) -> Iterator[None]:
     # Only results may stand on standard output, where Ray tells of processes that have ended, up to its own end.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
-            ray.init(**options, log_to_driver=False, configure_logging=False)
+            ray.init(address, **options, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             advice = "run without --ray" if address == LOCAL else _HOW_TO_JOIN

@@ -32,10 +32,19 @@ def main() -> None:
                 return
 
 
+def hide_torch() -> None:
+    """Have transformers do without torch, as long as the process lives, and leave no trace of it to other packages."""
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from transformers.utils import is_torch_available
+
+    is_torch_available()  # which is looked up once
+    del sys.modules["torch"]
+
+
 def _open_desk(memory_bytes: int, writing: BinaryIO) -> "Desk":
     """Import what takes long and say so; from then on the limits hold."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # transformers looks for it, and does without
     try:
+        hide_torch()
         from runtime.tokenizer.desk import Desk
     except Exception as error:
         _write(m.Refused(f"the tokenizer's process cannot start ({error}); reinstall the program", ends=True), writing)

@@ -177,7 +177,7 @@ def test_a_profile_error_reaches_the_user_as_one_line_with_exit_code_2(
     def refuse(*_: object, **__: object) -> None:
         raise StaleProfileError("this profile is another machine's")
 
-    monkeypatch.setattr("tui.commands.run.read_prompts", refuse)
+    monkeypatch.setattr("tui.commands.run.read_prompts_or_batch", refuse)
     assert cli.execute(["run", "prompts.txt"]) == 2
     assert capsys.readouterr().err == "overstory: error: this profile is another machine's\n"
 

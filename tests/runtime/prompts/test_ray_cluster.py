@@ -1,3 +1,4 @@
+import os
 import socket
 import sys
 
@@ -9,8 +10,10 @@ from runtime.prompts.ray_cluster import open_cluster
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
+    before = dict(os.environ)
     with pytest.raises(OptionError) as refused, open_cluster("local"):
         pass
+    assert dict(os.environ) == before  # else a later cluster would ask for this one's token
     assert str(refused.value) == "--ray needs Ray; install it with: pip install 'overstory[ray]'"
 
 
