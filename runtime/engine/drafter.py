@@ -127,7 +127,7 @@ class Drafter:
     def _input(self, tree: GrowingTree, *, is_first: bool) -> PassInput:
         wanted, lane = tree.wanted, self._lanes[tree.wanted.lane]
         if is_first:
-            self.roll_back(lane=wanted.lane)
+            self.roll_back(len(wanted.text) - 1, lane=wanted.lane)  # its root is run again where the last pass failed
             start = lane.num_committed
             return chain_input(wanted.text[start:], num_cached=start, lane=wanted.lane)
         level, num_text = tree.level(), lane.num_committed

@@ -269,11 +269,11 @@ class Engine:
         for each, verdict in zip(growing, verdicts, strict=True):
             self._commit(each, verdict)  # both caches keep the path, in place
         laps.append(time.perf_counter())
-        for place in places:
-            if not place.is_ready:
-                yield place.sequence, self._keep_read(place)
         if growing:
             yield from self._rounds(growing, verdicts, laps, num_pass_tokens=num_pass_tokens)
+        for place in places:
+            if not place.is_ready:
+                yield place.sequence, self._keep_read(place)  # last, as the draft can fail in it
 
     def _grow(self, ready: Sequence[_Place], places: Sequence[_Place]) -> Generator[StepEvent, None, list[_Growing]]:
         """Grow a tree on each of these texts, the draft alone, all levels side by side."""

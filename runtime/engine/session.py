@@ -90,7 +90,7 @@ class Session:
     def _events(self, request: PromptRequest) -> Generator[Event, None, None]:
         answer = self._begin(request, lane=0)
         try:
-            while answer.finish_reason is None and self.engine.has_room(answer.sequence):
+            while self._goes_on(answer):
                 with closing(self._step([answer])) as events:
                     for _, event in events:
                         yield event
@@ -101,8 +101,8 @@ class Session:
     def generate_all(self, requests: Iterable[PromptRequest]) -> Generator[AnswerEvent, None, None]:
         """Answer requests together, as many at a time as there are lanes; each one's last event is Finished.
 
-        One that ends is replaced at once, and `requests` are asked for only then. One that fails ends with its error
-        instead; an error of a pass ends all that have a part in it. Closing early leaves the session ready.
+        One that ends is replaced at once, and `requests` are asked for only then. One that fails, also in a pass of its
+        own, ends with its error instead. Closing early leaves the session ready.
         """
         self._allow()
         coming, live = iter(requests), dict[int, _Answer]()
@@ -133,21 +133,36 @@ class Session:
 
     def _step_together(self, live: dict[int, "_Answer"]) -> Iterator[AnswerEvent]:
         """Run one pass for all answers, and end those that it completes."""
-        try:
-            with closing(self._step(list(live.values()))) as events:
-                for answer, event in events:
-                    yield answer.request, event
-        except OverstoryError as error:
-            for answer in live.values():
-                answer.error = answer.error or error
+        yield from self._step_or_halve(list(live.values()))
         for lane, answer in list(live.items()):
             if answer.error is not None:
                 self._end(live.pop(lane))
                 yield answer.request, answer.error
-            elif answer.finish_reason is not None or not self.engine.has_room(answer.sequence):
+            elif not self._goes_on(answer):
                 self._end(live.pop(lane))
                 for event in answer.last_events():
                     yield answer.request, event
+
+    def _step_or_halve(self, answers: Sequence["_Answer"]) -> Iterator[AnswerEvent]:
+        """Run one pass for these answers; where it fails one for each half of them, down to those whose fault it is."""
+        try:
+            with closing(self._step(answers)) as events:
+                for answer, event in events:
+                    yield answer.request, event
+            return
+        except OverstoryError as error:
+            if len(answers) == 1:
+                answers[0].error = error
+                return
+        for answer in answers:
+            self.engine.roll_back(lane=answer.sequence.lane)
+        middle = len(answers) // 2
+        for half in (answers[:middle], answers[middle:]):
+            if left := [answer for answer in half if answer.error is None and self._goes_on(answer)]:
+                yield from self._step_or_halve(left)
+
+    def _goes_on(self, answer: "_Answer") -> bool:
+        return answer.finish_reason is None and self.engine.has_room(answer.sequence)
 
     def _step(self, answers: Sequence["_Answer"]) -> Generator[tuple["_Answer", Event], None, None]:
         """Yield the events of one pass for these answers; where they are stopped, its end is not waited for.

@@ -4,12 +4,13 @@ Tiny random models, whose logits depend on the shape of a pass by rounding only;
 difference must be a tie.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from profiles.errors import OverstoryError
@@ -17,6 +18,7 @@ from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import PromptTooLongError
 from runtime.events import Finished, PrefillProgress, Round, TextDelta
+from runtime.model.streamed_model import PassInput
 from runtime.planner.prefill import PassWidths, PrefillPlanner
 from runtime.prompts.prompt_file import PromptRequest
 from tests.support.session_factory import open_tiny, save_target_and_drafts, save_tiny_folder
@@ -170,29 +172,82 @@ def test_one_that_cannot_be_answered_costs_its_own_answer(folders: dict[str, Pat
     assert isinstance(errors["2"], PromptTooLongError) and "token" in str(errors["4"]) and len(errors) == 2
 
 
-def test_a_pass_that_fails_ends_those_that_have_a_part_in_it(
+@pytest.mark.parametrize("model", ["target", "draft"])
+@pytest.mark.parametrize("num_passes", range(2, 16, 3))
+def test_a_pass_that_fails_costs_nothing_but_time(
+    num_passes: int, model: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = mixed_requests(6, seed=2)
+    expected = alone(folders["target"], requests)
+    settings = {"draft": folders["unrelated"], "tree": "7x3", "num_texts": 3, "num_residents": 0}
+    with open_tiny(folders["target"], **settings) as opened, failing_passes(opened, model, monkeypatch) as passes:
+        passes.fails = lambda parts: passes.num_run == num_passes
+        assert {name: one.text for name, one in finished_texts(opened, requests).items()} == expected
+        assert passes.num_failed == 1
+
+
+def test_a_text_that_no_pass_can_hold_costs_its_own_answer(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = [PromptRequest(id=str(n), prompt="the cat", params=SamplingParams(max_new_tokens=9)) for n in range(4)]
-    expected = alone(folders["target"], requests)
-    with open_tiny(folders["target"], num_texts=2, num_residents=0) as opened:
-        target = opened.session.engine.target
-        run_batch, passes = target.run_batch, []
+    requests = [*mixed_requests(7, seed=4)]
+    poisoned = PromptRequest(id="2", prompt="dog dog dog cat", params=SamplingParams(max_new_tokens=9))
+    requests[2] = poisoned
+    expected = alone(folders["target"], [request for request in requests if request is not poisoned])
+    with open_tiny(folders["target"], num_texts=4, num_residents=0) as opened:
+        first = opened.session.format_prompt(poisoned)
+        with failing_passes(opened, "target", monkeypatch) as passes:
+            passes.fails = lambda parts: any(part.token_ids[: len(first)].tolist() == first for part in parts)
+            ends = {
+                request.id: event.text if isinstance(event, Finished) else str(event)
+                for request, event in opened.session.generate_all(requests)
+                if isinstance(event, Finished | OverstoryError)
+            }
+    assert ends == {**expected, "2": "the link is gone"}
+    assert passes.num_failed == 3  # of four texts, of two, of its own
 
-        def fail_once(parts, **options):  # type: ignore[no-untyped-def]
-            passes.append(parts)
-            if len(passes) == 2:
-                raise OverstoryError("the link is gone")
-            return run_batch(parts, **options)
 
-        monkeypatch.setattr(target, "run_batch", fail_once)
-        ends = {
-            request.id: event
-            for request, event in opened.session.generate_all(requests)
-            if isinstance(event, Finished | OverstoryError)
-        }
-    assert [type(ends[name]) for name in "01"] == [OverstoryError] * 2
-    assert {name: ends[name].text for name in "23"} == {name: expected[name] for name in "23"}
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_prompts(folders: dict[str, Path]) -> None:
+    requests = (
+        PromptRequest(id=str(n), prompt=f"the cat and {n} dogs", params=SamplingParams(max_new_tokens=8, stop=("xyz",)))
+        for n in range(1000)
+    )
+    here, held = psutil.Process(), list[int]()
+    settings = {"draft": folders["unrelated"], "tree": "7x3", "num_texts": 8, "num_residents": 0}
+    with open_tiny(folders["target"], **settings) as opened:
+        for _, event in opened.session.generate_all(requests):
+            if isinstance(event, Finished):
+                held.append(sum(each.memory_info().rss for each in (here, *here.children())))
+    assert len(held) == 1000
+    assert max(held[900:]) < max(held[:300]) + (8 << 20)
+
+
+class Passes:
+    """The passes of a model, some of which fail."""
+
+    def __init__(self) -> None:
+        self.num_run = self.num_failed = 0
+        self.fails: Callable[[Sequence[PassInput]], bool] = lambda parts: False
+
+
+@contextmanager
+def failing_passes(opened: OpenSession, model: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
+    engine = opened.session.engine
+    streamed = engine.target
+    if model == "draft":
+        assert engine.drafter is not None
+        streamed = engine.drafter.model
+    run_batch, passes = streamed.run_batch, Passes()
+
+    def run(parts: Sequence[PassInput], **options: Any) -> Any:
+        passes.num_run += 1
+        if passes.fails(parts):
+            passes.num_failed += 1
+            raise OverstoryError("the link is gone")
+        return run_batch(parts, **options)
+
+    monkeypatch.setattr(streamed, "run_batch", run)
+    yield passes
 
 
 @pytest.mark.parametrize("num_events", [1, 4, 9, 14, 20])

@@ -22,7 +22,7 @@ if sys.platform == "linux":
     import termios
 
 NUM_PROMPTS, NUM_DISTURBANCES = 400, 32
-NUM_KILLED, NUM_CHOICES = 8, 3
+NUM_KILLED, NUM_CHOICES, NUM_REAL_KILLED = 8, 3, 4
 
 
 class Story:
@@ -142,6 +142,31 @@ def test_a_batch_that_is_killed_again_and_again_has_every_line_once_and_in_order
     for number, result in enumerate(results):
         choices = result["response"]["body"]["choices"]
         assert [choice["message"]["content"] for choice in choices] == [f"THE CAT AND {number} DOGS"] * NUM_CHOICES
+
+
+def test_texts_that_share_passes_are_the_same_however_often_the_engine_is_killed(tmp_path: Path) -> None:
+    story, output, num_prompts = Story(tmp_path), tmp_path / "results.jsonl", 12 * NUM_REAL_KILLED
+    lines = (
+        {"id": str(n), "prompt": f"the cat and {n} dogs", "seed": n, "temperature": n % 2} for n in range(num_prompts)
+    )
+    story.prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = save_tiny_folder(tmp_path / "target", seed=37)
+    arguments: tuple[object, ...] = ("run", story.prompts, "--target", target, "--draft", target, "--tree", "7x3")
+    arguments += ("--device-memory", "min", "--emulate-link", "1MB/s", "--max-new-tokens", "12", "--batch", "4")
+    with DisturbedCommand(REAL, *arguments, "--output", tmp_path / "undisturbed.jsonl") as command:
+        assert command.end() == 0
+    for number in range(NUM_REAL_KILLED):
+        with DisturbedCommand(REAL, *arguments, "--output", output, "--resume") as command:
+            wanted = number * 8 + story.random.randint(0, 8)
+            command.wait_until(lambda wanted=wanted: output.exists() and output.read_bytes().count(b"\n") >= wanted)
+            time.sleep(story.random.random() * 0.2)
+            command.send("SIGKILL")
+            assert command.end() == -9
+    assert 0 < output.read_bytes().count(b"\n") < num_prompts
+    with DisturbedCommand(REAL, *arguments, "--output", output, "--resume") as command:
+        assert command.end() == 0
+    assert answers(output) == answers(tmp_path / "undisturbed.jsonl")
+    assert output.read_bytes().count(b"\n") == num_prompts
 
 
 def test_on_a_disk_that_hangs_the_streaming_engine_ends_in_order_and_goes_on(tmp_path: Path) -> None:
