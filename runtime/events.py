@@ -50,6 +50,29 @@ class LevelDrafted:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, and how likely it was in one place of an answer."""
+
+    token_id: int
+    logprob: float
+    """ln P by the target's own logits there: before temperature, filters, penalties and bans, as OpenAI reports it."""
+    text: str = ""
+    """What it adds to the text, with bytes that are no character by themselves as `\\xf0`; the name of one that adds
+    nothing. Known once the answer has ended."""
+    content: bytes | None = None
+    """The bytes that it adds; None if it adds nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token of an answer, and the likeliest tokens in its place."""
+
+    chosen: TokenLogprob
+    likeliest: tuple[TokenLogprob, ...] = ()
+    """As many as the request wants, in descending order; the chosen one may be among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round as it was measured: a tree was drafted, one pass verified it, and both caches kept its path."""
 
@@ -86,6 +109,8 @@ class Round:
     """Texts whose trees the pass verified; all seconds are those of all of them together, as is the pass."""
     num_pass_nodes: int = 0
     """Nodes of all their trees; 0 stands for the one tree's."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """One of each token that it emitted, if the request wants them."""
 
     @property
     def num_nodes(self) -> int:
@@ -190,6 +215,9 @@ class Finished:
     """What of its choices was the model's own: see `model.generation_config.OwnSettings`."""
     expected_prefill_seconds: float | None = None
     """What `prefill_seconds` was expected to be when the answer began; None where nothing was known."""
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One of each token of the text, if the request wants them: no end token has one, and none that belongs to a stop
+    string altogether."""
 
     @property
     def is_text_fixed(self) -> bool:

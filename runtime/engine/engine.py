@@ -82,7 +82,14 @@ class _Growing:
     def walk(self, logits: LazyLogits) -> Verdict:
         """Walk from the root down as far as the target's logits accept, and choose the token after it."""
         choosing = self.place.choosing
-        return verify(self.tree, logits.row, choosing.params, choosing.rng, scheme=choosing.scheme)
+        return verify(
+            self.tree,
+            logits.row,
+            choosing.params,
+            choosing.rng,
+            scheme=choosing.scheme,
+            top_logprobs=choosing.top_logprobs,
+        )
 
 
 @dataclass(slots=True)
@@ -149,10 +156,12 @@ class Engine:
         *,
         rules: TextRules | None = None,
         lane: int = 0,
+        top_logprobs: int | None = None,
     ) -> TokenSequence:
         """Make `prompt` the text of a lane, which no other answer uses, to be decoded by the next steps.
 
-        What the lane's caches hold of it is kept. Raises OptionError as `generate` does.
+        What the lane's caches hold of it is kept. `top_logprobs`: see `PromptRequest`. Raises OptionError as
+        `generate` does.
         """
         processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size, rules=rules)
         sequence = self.sequences[lane]
@@ -161,7 +170,7 @@ class Engine:
         if not processor.is_idle:
             scheme = AdjustedRows(scheme, processor)
         planner = self._planner_for(params, num_text_tokens=len(prompt))
-        sequence.choosing = Choosing(params, rng, processor, scheme, planner)
+        sequence.choosing = Choosing(params, rng, processor, scheme, planner, top_logprobs)
         return sequence
 
     def end(self, sequence: TokenSequence) -> None:
@@ -415,6 +424,7 @@ class Engine:
                 num_grafted=each.grafted.num_grafted,
                 is_in_context=isinstance(each.shape, GrowthLimits),
                 token_ids=tuple(verdict.emitted_token_ids(each.tree)),
+                logprobs=verdict.logprobs,
             )
             rounds.append(done)
             by_planner.setdefault(each.place.choosing.planner, []).append(done)

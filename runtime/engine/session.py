@@ -17,7 +17,16 @@ from runtime.config import Generation
 from runtime.engine.engine import Engine
 from runtime.engine.token_sequence import TokenSequence
 from runtime.errors import OptionError, PromptTooLongError
-from runtime.events import Event, Finished, FinishReason, GenerationStatistics, PrefillProgress, Round, TextDelta
+from runtime.events import (
+    Event,
+    Finished,
+    FinishReason,
+    GenerationStatistics,
+    PrefillProgress,
+    Round,
+    TextDelta,
+    TokenLogprobs,
+)
 from runtime.model.generation_config import AnswerChoices, GenerationConfig
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.headless import AnswerEvent
@@ -140,7 +149,11 @@ class Session:
                 yield answer.request, answer.error
             elif not self._goes_on(answer):
                 self._end(live.pop(lane))
-                for event in answer.last_events():
+                try:
+                    last_events: list[Event | OverstoryError] = [*answer.last_events()]
+                except OverstoryError as error:
+                    last_events = [error]
+                for event in last_events:
                     yield answer.request, event
 
     def _step_or_halve(self, answers: Sequence["_Answer"]) -> Iterator[AnswerEvent]:
@@ -207,7 +220,14 @@ class Session:
         text = self._tokenizer.begin_answer(params.stop, behind=prompt[-4:] if request.is_continued else ())
         num_kept = engine.sequences[lane].num_kept(prompt)
         expected = engine.prefill_progress(num_kept, len(prompt)).expected_seconds
-        sequence = engine.begin(prompt, params, np.random.default_rng(params.seed), rules=choices.rules, lane=lane)
+        sequence = engine.begin(
+            prompt,
+            params,
+            np.random.default_rng(params.seed),
+            rules=choices.rules,
+            lane=lane,
+            top_logprobs=request.top_logprobs,
+        )
         return _Answer(
             request, sequence, text, choices, self.end_token_ids, expected=expected, generation=self.generation.choice
         )
@@ -286,7 +306,12 @@ class _Answer:
             generation=self._generation,
             own_settings=self._choices.own,
             expected_prefill_seconds=self._expected,
+            logprobs=None if self.request.top_logprobs is None else self.text.named(self._logprobs()),
         )
+
+    def _logprobs(self) -> list[TokenLogprobs]:
+        """Return one of each token that the rounds emitted, those behind the answer's end included."""
+        return [each for done in self._rounds for each in done.logprobs]
 
     def _cut(self, token_ids: Sequence[int], room: int) -> tuple[list[int], FinishReason | None]:
         """Return the tokens before the first end token or the limit, and why no more follow (None if more may)."""

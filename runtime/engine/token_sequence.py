@@ -25,6 +25,8 @@ class Choosing:
     scheme: Scheme
     planner: TreePlanner
     """Chooses its trees; of all answers at one temperature the same."""
+    top_logprobs: int | None = None
+    """See `PromptRequest`."""
 
 
 @dataclass(slots=True, eq=False)

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from profiles.errors import OverstoryError
 from runtime.events import Event, Finished
 from runtime.prompts.prompt_file import BadLine, PromptRequest
+from runtime.prompts.token_records import content_logprobs
 
 PromptItem = PromptRequest | BadLine
 
@@ -66,6 +67,7 @@ class PromptResult:
             "seconds_per_token": costs and costs.seconds_per_token,
             "bytes_streamed": costs and costs.bytes_streamed,
             "link_utilization": costs and costs.link_utilization,
+            "logprobs": None if answer is None or answer.logprobs is None else content_logprobs(answer.logprobs),
             "error": self.error,
         }
 

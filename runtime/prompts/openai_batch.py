@@ -17,10 +17,11 @@ from typing import Any
 
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
-from runtime.events import Finished, GenerationStatistics
+from runtime.events import Finished, GenerationStatistics, TokenLogprobs
 from runtime.prompts.headless import PromptItem, PromptResult
 from runtime.prompts.json_values import describe, encodable, option_value, text_value, whole_number
 from runtime.prompts.prompt_file import (
+    MOST_TOP_LOGPROBS,
     LineDefaults,
     Message,
     PromptLines,
@@ -32,6 +33,7 @@ from runtime.prompts.prompt_file import (
     with_system,
 )
 from runtime.prompts.result_format import OPENAI, OWN_FORMAT, ResultFormat
+from runtime.prompts.token_records import completion_logprobs, content_logprobs
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_CHOICES = 128
@@ -42,7 +44,7 @@ _BODY_KEYS: Mapping[str, tuple[str, ...]] = {
     CHAT: ("messages", *_SHARED_KEYS, "max_completion_tokens", "top_logprobs", "response_format"),
     COMPLETIONS: ("prompt", *_SHARED_KEYS),
 }
-_MOST_LOGPROBS: Mapping[str, int] = {CHAT: 20, COMPLETIONS: 5}
+_MOST_LOGPROBS: Mapping[str, int] = {CHAT: MOST_TOP_LOGPROBS, COMPLETIONS: 5}
 _OPENAI_TEMPERATURE = 1.0
 _FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "stopped": "stop"}
 
@@ -245,8 +247,6 @@ def _response_schema(body: Mapping[str, Any]) -> str | None:
 
 
 def _check_can_be_done(request: PromptRequest) -> None:
-    if request.top_logprobs is not None:
-        raise PromptFileError("logprobs are asked for, and probabilities of tokens are not given yet; leave them out")
     if request.response_schema is not None:
         raise PromptFileError(
             "response_format asks for JSON, and answers are not held to it yet; ask for it in the prompt instead"
@@ -327,17 +327,26 @@ def _body(question: _Question, answers: Sequence[Finished]) -> dict[str, Any]:
         "object": "chat.completion" if is_chat else "text_completion",
         "created": int(time.time()),
         "model": question.model,
-        "choices": list(_choices(answers, is_chat=is_chat)),
+        "choices": list(_choices(question, answers)),
         "usage": once.usage,
     }
 
 
-def _choices(answers: Sequence[Finished], *, is_chat: bool) -> Iterator[dict[str, Any]]:
+def _choices(question: _Question, answers: Sequence[Finished]) -> Iterator[dict[str, Any]]:
     for index, answer in enumerate(answers):
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        if question.url == CHAT:
+            content: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+        else:
+            content = {"text": answer.text}
         yield {
             "index": index,
-            **({"message": message} if is_chat else {"text": answer.text}),
-            "logprobs": None,
+            **content,
+            "logprobs": None if answer.logprobs is None else _logprobs(question, answer.logprobs),
             "finish_reason": _FINISH_REASONS[answer.finish_reason],
         }
+
+
+def _logprobs(question: _Question, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    if question.url == CHAT:
+        return {"content": content_logprobs(logprobs), "refusal": None}
+    return completion_logprobs(logprobs, num_before=len(question.requests[0].prompt or ""))

@@ -13,11 +13,12 @@ from typing import Any
 from profiles.files import parse_json_text
 from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
-from runtime.prompts.json_values import describe, encodable, option_value, text_value
+from runtime.prompts.json_values import describe, encodable, option_value, text_value, whole_number
 
 ROLES = ("system", "user", "assistant")
+MOST_TOP_LOGPROBS = 20
 _PARAMS_OPTIONS = options_of(SamplingParams)
-_LINE_KEYS = ("prompt", "messages", "id", "system", *_PARAMS_OPTIONS)
+_LINE_KEYS = ("prompt", "messages", "id", "system", "top_logprobs", *_PARAMS_OPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ def parse_prompts(file: PromptLines, common: LineDefaults) -> list[PromptRequest
                     prompt=prompt,
                     params=replace(common.params, **chosen),
                     unchosen=common.unchosen.difference(chosen),
+                    top_logprobs=_top_logprobs(fields),
                     line_number=line_number,
                 )
             )
@@ -210,6 +212,11 @@ def parse_object(line: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise PromptFileError('expected a JSON object such as {"prompt": "..."}')
     return fields
+
+
+def _top_logprobs(fields: Mapping[str, Any]) -> int | None:
+    key = "top_logprobs"
+    return whole_number(fields[key], key, least=0, most=MOST_TOP_LOGPROBS) if key in fields else None
 
 
 def _parse_fields(line: str) -> dict[str, Any]:

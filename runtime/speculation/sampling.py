@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from profiles.errors import OverstoryError
 from runtime.config import SamplingParams
+from runtime.events import TokenLogprob, TokenLogprobs
 
 Floats = NDArray[np.floating]
 Probs = NDArray[np.float64]
@@ -72,6 +73,20 @@ def top_tokens(row: Floats, num_tokens: int) -> NDArray[np.int64]:
         candidates = np.flatnonzero(row >= least)
     order = np.argsort(-row[candidates], kind="stable")
     return candidates[order[:num_tokens]]
+
+
+def token_logprobs(row: NDArray[np.float32], token_id: int, num_likeliest: int) -> TokenLogprobs:
+    """Return the log softmax of a row of logits (V,) at a token and at the likeliest ones, at most V.
+
+    Raises OverstoryError if its largest logit is not finite.
+    """
+    largest = _finite_maximum(row)
+    log_mass = largest + float(np.log(np.exp(row - largest).sum(dtype=np.float64)))
+    chosen, *likeliest = (
+        TokenLogprob(token, float(row[token]) - log_mass)
+        for token in (token_id, *top_tokens(row, min(num_likeliest, len(row))).tolist())
+    )
+    return TokenLogprobs(chosen, tuple(likeliest))
 
 
 def draw_without_replacement(probs: Floats, num_draws: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.config import SamplingParams
+from runtime.events import TokenLogprobs
+from runtime.speculation.sampling import token_logprobs
 from runtime.speculation.schemes import Children, Place, Scheme, scheme_for
 from runtime.speculation.token_tree import TokenTree
 
@@ -29,6 +31,8 @@ class Verdict:
     """For each node of the path the rank of the child that was accepted; 0 if none was."""
     num_children: tuple[int, ...]
     """For each node of the path how many children stood for acceptance."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """For each emitted token, if they are wanted."""
 
     def emitted_token_ids(self, tree: TokenTree) -> list[int]:
         """Return the tokens this round emits, in order; `tree` is the tree that was verified."""
@@ -42,19 +46,24 @@ def verify(
     rng: np.random.Generator,
     *,
     scheme: Scheme | None = None,
+    top_logprobs: int | None = None,
 ) -> Verdict:
     """Walk from the root to the last accepted node and choose the token after it.
 
     `target_row(node)` returns the target's logits (V,) after that node; it is called once for each node of the path
     and for no other. The emitted tokens are distributed exactly as the target alone would write them, provided that
     the drawn children of each node were placed by the same scheme; without one it is that of `params`.
+    `top_logprobs`: how many likeliest tokens to list beside each emitted one with log-probabilities; None: neither.
     """
     scheme = scheme or scheme_for(params)
     path, accepted_ranks = [0], []
+    logprobs: list[TokenLogprobs] = []
     while True:
         node = path[-1]
         row = target_row(node)
         judgement = scheme.judge(Children.below(tree, node), row, Place.below(tree, node, params), rng)
+        if top_logprobs is not None:
+            logprobs.append(token_logprobs(row, judgement.token_id, top_logprobs))
         accepted_ranks.append(0 if judgement.child is None else judgement.child + 1)
         if judgement.child is None:
             return Verdict(
@@ -62,5 +71,6 @@ def verify(
                 next_token=judgement.token_id,
                 accepted_ranks=tuple(accepted_ranks),
                 num_children=tuple(tree.topology.num_children[path].tolist()),
+                logprobs=tuple(logprobs),
             )
         path.append(tree.topology.children(node)[judgement.child])

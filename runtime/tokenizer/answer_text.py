@@ -33,6 +33,16 @@ class AnswerText:
         ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else text
 
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens the text has: those that a stop string begins before are none of its own."""
+        num_tokens = len(self.token_ids)
+        if self.is_stopped:
+            num_characters = len(self.text)
+            while num_tokens and self._num_decoded(num_tokens - 1) >= num_characters:
+                num_tokens -= 1
+        return num_tokens
+
     def add(self, token_ids: Sequence[int]) -> str:
         """Append tokens and return the text they release; stop after the token that completes a stop string."""
         for token_id in token_ids:
@@ -46,6 +56,10 @@ class AnswerText:
     def finish(self) -> str:
         """Return the text held back so far, once no token follows."""
         return self._release(self.text)
+
+    def _num_decoded(self, num_tokens: int) -> int:
+        """Return how many whole characters the first tokens have."""
+        return len(self._decode(self.token_ids[:num_tokens]).rstrip(_UNFINISHED_CHARACTER))
 
     def _decode(self, token_ids: list[int]) -> str:
         text: str = self._tokenizer.decode([*self._behind, *token_ids], skip_special_tokens=True)

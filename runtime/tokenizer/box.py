@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from offload.units import format_bytes
 from profiles.child_process import child_command, child_environment
 from profiles.errors import OverstoryError
 from runtime.errors import OptionError
+from runtime.events import TokenLogprob, TokenLogprobs
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.limits import MEMORY_BYTES, WAITING_FACTOR, WAITING_SECONDS
 
@@ -266,6 +267,11 @@ class Tokenizer:
         """Return what an id stands for, as it may be printed."""
         return self._use(m.Name(self._key, token_id), m.Text).text
 
+    def contents(self, token_ids: Sequence[int], *, is_first: bool = False) -> list[tuple[str, bytes | None]]:
+        """Return what each id adds to a text: see `token_contents`. Raises OptionError."""
+        task = m.Describe(self._key, list(token_ids), is_first)
+        return self._use(task, m.Described, seconds=self._seconds(100 * len(token_ids))).contents
+
     def beside(self, folder: Path) -> "Tokenizer":
         """Return the tokenizer of another folder, in the same box. Raises CheckpointError."""
         return Tokenizer(folder, self._box)
@@ -358,12 +364,15 @@ class BoxedAnswer:
         """See `Tokenizer.begin_answer`."""
         self._tokenizer = tokenizer
         self._has_stop = bool(stop)
+        self._is_continued = bool(behind)
         self._key = next(tokenizer._box.keys)
         self._added: Posted | None = None
         self._last_seconds = time.perf_counter()
         self.token_ids: list[int] = []
         self.text = ""
         """The whole text, once it was finished."""
+        self.num_tokens = 0
+        """How many of the tokens are its own, likewise: those of a stop string are not."""
         self.is_stopped = False
         """Whether a stop string was found; later tokens change nothing."""
         weakref.finalize(self, tokenizer._box.dropped_keys.append, self._key)
@@ -390,8 +399,30 @@ class BoxedAnswer:
         """Return the text held back so far, once no token follows."""
         released = self._collect()
         ended = self._tokenizer._use(m.End(self._key), m.Ended)
-        self.text = ended.text
+        self.text, self.num_tokens = ended.text, ended.num_tokens
         return released + ended.released
+
+    def named(self, logprobs: Sequence[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+        """Return those of the text's own tokens, of which `logprobs` has all, with what each token adds to a text.
+
+        Once the text was finished.
+        """
+        own = logprobs[: self.num_tokens]
+        num_begun = 0 if self._is_continued else 1
+        return (*self._described(own[:num_begun], is_first=True), *self._described(own[num_begun:], is_first=False))
+
+    def _described(self, logprobs: Sequence[TokenLogprobs], *, is_first: bool) -> Iterator[TokenLogprobs]:
+        if not logprobs:
+            return
+        token_ids = sorted({token.token_id for each in logprobs for token in (each.chosen, *each.likeliest)})
+        contents = dict(zip(token_ids, self._tokenizer.contents(token_ids, is_first=is_first), strict=True))
+
+        def described(token: TokenLogprob) -> TokenLogprob:
+            text, content = contents[token.token_id]
+            return replace(token, text=text, content=content)
+
+        for each in logprobs:
+            yield TokenLogprobs(described(each.chosen), tuple(map(described, each.likeliest)))
 
     def _collect(self, patience_seconds: float | None = None) -> str:
         """Return what the tokens added last release, if the box says it in time."""

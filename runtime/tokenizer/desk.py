@@ -15,6 +15,7 @@ from runtime.tokenizer.formatting import encode_conversation, encode_pair, encod
 from runtime.tokenizer.limits import FileGuard
 from runtime.tokenizer.loading import load_tokenizer, reason
 from runtime.tokenizer.match import first_difference
+from runtime.tokenizer.token_contents import token_contents
 
 MAX_PROMPT_TOKENS = 2**24
 """More than any context holds."""
@@ -34,6 +35,7 @@ class Desk:
             m.EncodeConversation: self._encode_conversation,
             m.EncodePair: self._encode_pair,
             m.Name: self._name,
+            m.Describe: self._describe,
             m.Compare: self._compare,
             m.Begin: self._begin,
             m.Add: self._add,
@@ -84,6 +86,9 @@ class Desk:
     def _name(self, task: m.Name) -> m.Reply:
         return m.Text(quote(self._tokenizers[task.key].convert_ids_to_tokens(task.token_id)))
 
+    def _describe(self, task: m.Describe) -> m.Reply:
+        return m.Described(token_contents(self._tokenizers[task.key], task.token_ids, is_first=task.is_first))
+
     def _compare(self, task: m.Compare) -> m.Reply:
         return first_difference(self._tokenizers[task.key], self._tokenizers[task.other_key])
 
@@ -98,7 +103,7 @@ class Desk:
 
     def _end(self, task: m.End) -> m.Reply:
         answer = self._known(task.answer_key)
-        return m.Ended(answer.finish(), answer.text)
+        return m.Ended(answer.finish(), answer.text, answer.num_tokens)
 
     def _known(self, answer_key: int) -> AnswerText:
         if answer_key not in self._answers:

@@ -55,6 +55,14 @@ class Name(_Message, frozen=True):
     token_id: int
 
 
+class Describe(_Message, frozen=True):
+    """Say what tokens add to a text, which they begin or follow."""
+
+    key: int
+    token_ids: list[int]
+    is_first: bool
+
+
 class Compare(_Message, frozen=True):
     """Find the first id that two tokenizers read differently."""
 
@@ -84,7 +92,7 @@ class End(_Message, frozen=True):
     answer_key: int
 
 
-Task = Load | Encode | EncodeConversation | EncodePair | Name | Compare | Begin | Add | End
+Task = Load | Encode | EncodeConversation | EncodePair | Name | Describe | Compare | Begin | Add | End
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +135,12 @@ class Text(_Message, frozen=True):
     text: str
 
 
+class Described(_Message, frozen=True):
+    """Of each token its text, and the bytes that it adds, as `token_contents` gives them."""
+
+    contents: list[tuple[str, bytes | None]]
+
+
 class Difference(_Message, frozen=True):
     """An id that two tokenizers read differently; -1 where there is none."""
 
@@ -150,6 +164,8 @@ class Ended(_Message, frozen=True):
 
     released: str
     text: str
+    num_tokens: int
+    """Of the text, the last of which may end behind it."""
 
 
 class Refused(_Message, frozen=True):
@@ -159,7 +175,7 @@ class Refused(_Message, frozen=True):
     ends: bool = False
 
 
-Reply = Ready | Loaded | Encoded | EncodedPair | Text | Difference | Released | Ended | Refused
+Reply = Ready | Loaded | Encoded | EncodedPair | Text | Described | Difference | Released | Ended | Refused
 _requests, _replies = msgspec.msgpack.Decoder(Request), msgspec.msgpack.Decoder(Reply)
 _encoder = msgspec.msgpack.Encoder()
 

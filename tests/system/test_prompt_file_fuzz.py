@@ -34,15 +34,17 @@ CHAT = chat_line(
     messages=TURNS,
     max_completion_tokens=5,
     n=2,
-    logprobs=False,
+    logprobs=True,
+    top_logprobs=3,
     response_format={"type": "text"},
     stream=False,
     frequency_penalty=-0.5,
     **SAMPLING,
 )
-COMPLETION = completion_line("b", ["the cat"], max_tokens=5, logprobs=None, n=3, **SAMPLING)
+COMPLETION = completion_line("b", ["the cat"], max_tokens=5, logprobs=2, n=3, **SAMPLING)
 OWN = {"id": "b", "messages": [*TURNS[:1], {"role": "user", "content": "Hi"}], "max_new_tokens": 5, **SAMPLING}
 OWN |= {"top_k": 40, "min_p": 0.1, "banned_tokens": [4, 5], "forced_tokens": [7], "verification": "coupled"}
+OWN |= {"top_logprobs": 4}
 SOUND = {"chat": (CHAT, chat_line), "completions": (COMPLETION, completion_line), "own": (OWN, None)}
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from offload.errors import LinkError
-from runtime.events import Finished, PrefillProgress, TextDelta
+from runtime.events import Finished, PrefillProgress, TextDelta, TokenLogprob, TokenLogprobs
 from runtime.prompts.headless import PromptEvent, PromptResult, PromptStarted, one_by_one, pending_items, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import STATISTICS, echo
@@ -117,9 +117,17 @@ def test_every_result_has_the_same_keys():
         "seconds_per_token": 0.5,
         "bytes_streamed": 4_000_000,
         "link_utilization": 2.4 / 3.0,
+        "logprobs": None,
         "error": None,
     }
     assert {key: value for key, value in bad.items() if value is not None} == {"id": "b", "line": 2, "error": "no"}
+
+
+def test_a_result_has_what_was_asked_of_its_tokens():
+    logprobs = (TokenLogprobs(TokenLogprob(5, -0.5, "hi", b"hi"), (TokenLogprob(5, -0.5, "hi", b"hi"),)),)
+    record = PromptResult(id="a", line_number=1, finished=Finished("stop", "hi", STATISTICS, logprobs=logprobs))
+    token = {"token": "hi", "logprob": -0.5, "bytes": [104, 105]}
+    assert record.to_record()["logprobs"] == [{**token, "top_logprobs": [token]}]
 
 
 def test_a_text_is_fixed_where_no_draft_can_change_it():

@@ -9,7 +9,7 @@ import pytest
 
 from runtime.config import SamplingParams, options_of
 from runtime.errors import PromptFileError
-from runtime.events import Finished
+from runtime.events import Finished, TokenLogprob, TokenLogprobs
 from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
@@ -108,6 +108,37 @@ def test_a_line_is_sampled_as_the_api_does_unless_somebody_chose(tmp_path):
     assert said.unchosen == UNCHOSEN - {"temperature", "seed"}
 
 
+def test_log_probabilities_are_asked_for_as_each_endpoint_has_it(tmp_path):
+    lines = {
+        None: (chat_line("a"), chat_line("a", logprobs=False), completion_line("a", logprobs=None)),
+        0: (chat_line("a", logprobs=True), completion_line("a", logprobs=0)),
+        5: (chat_line("a", logprobs=True, top_logprobs=5), completion_line("a", logprobs=5)),
+        20: (chat_line("a", logprobs=True, top_logprobs=20),),
+    }
+    for wanted, asking in lines.items():
+        assert [read_line(tmp_path, line).top_logprobs for line in asking] == [wanted] * len(asking)
+
+
+def test_an_answer_has_them_in_the_shape_of_its_endpoint(tmp_path):
+    """Offsets count from the prompt's first character."""
+    token = TokenLogprob(5, -0.5, "x", b"x")
+
+    def generate(request):
+        yield Finished("stop", "x", STATISTICS, logprobs=(TokenLogprobs(token, (token,)),))
+
+    lines = (chat_line("a", logprobs=True, top_logprobs=1), completion_line("b", "thé cat", logprobs=1))
+    records = lines_of(*read(tmp_path, *lines), generate)
+    chat, completion = (record["response"]["body"]["choices"][0]["logprobs"] for record in records)
+    listed = {"token": "x", "logprob": -0.5, "bytes": [120]}
+    assert chat == {"content": [{**listed, "top_logprobs": [listed]}], "refusal": None}
+    assert completion == {
+        "tokens": ["x"],
+        "token_logprobs": [-0.5],
+        "top_logprobs": [{"x": -0.5}],
+        "text_offset": [7],
+    }
+
+
 def test_lines_with_the_same_prompt_have_seeds_of_their_own_that_stay(tmp_path):
     (first, second), _ = read(tmp_path, chat_line("a"), chat_line("b"), unchosen=UNCHOSEN)
     assert (first.params.seed, second.params.seed) == (zlib.crc32(b"a"), zlib.crc32(b"b"))
@@ -193,11 +224,8 @@ REFUSED_LINES = [
     (chat_line("b", stream=True), "stream is True; a batch is answered whole, so leave it out"),
     (chat_line("b", stream=0), "stream is 0; a batch is answered whole"),
     (chat_line("b", logprobs=5), "logprobs is 5; it must be true or false"),
-    (chat_line("b", logprobs=True), "logprobs are asked for, and probabilities of tokens are not given yet"),
-    (chat_line("b", logprobs=True, top_logprobs=3), "probabilities of tokens are not given yet; leave them out"),
     (chat_line("b", logprobs=True, top_logprobs=21), "top_logprobs is 21; it must be from 0 to 20"),
     (chat_line("b", top_logprobs=3), "top_logprobs stands without logprobs; set logprobs to true, or leave both out"),
-    (completion_line("b", logprobs=0), "logprobs are asked for"),
     (completion_line("b", logprobs=6), "logprobs is 6; it must be from 0 to 5"),
     (completion_line("b", logprobs=True), "logprobs is True; it must be a whole number"),
     (

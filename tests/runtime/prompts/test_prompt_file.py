@@ -69,6 +69,7 @@ def test_jsonl_sets_every_key(tmp_path):
             "seed": 3,
             "stop": ["\n", "END"],
             "verification": "coupled",
+            "top_logprobs": 2,
         },
     )
     params = SamplingParams(
@@ -87,7 +88,7 @@ def test_jsonl_sets_every_key(tmp_path):
         verification="coupled",
     )
     messages = (Message("system", "Be brief."), Message("user", "Hi"))
-    assert item == PromptRequest(id="a", messages=messages, params=params, line_number=1)
+    assert item == PromptRequest(id="a", messages=messages, params=params, top_logprobs=2, line_number=1)
 
 
 def test_messages_are_kept_in_order(tmp_path):
@@ -143,6 +144,8 @@ BAD_LINES = [
     ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
     ("{" + ",".join(f'"key{i}": 1' for i in range(20_000)) + ', "key7": 2}', "the key 'key7' stands twice"),
     ({"prompt": "a", "temprature": 1}, "unknown key 'temprature'"),
+    ({"prompt": "a", "top_logprobs": 21}, "top_logprobs is 21; it must be from 0 to 20"),
+    ({"prompt": "a", "top_logprobs": True}, "top_logprobs is True; it must be a whole number"),
     ({"prompt": "a", "x" * 1_000_000: 1}, "unknown key a long text"),
     ({}, "either prompt or messages"),
     ({"prompt": "a", "messages": []}, "either prompt or messages"),

@@ -1,6 +1,7 @@
 """Prompts on a Ray cluster of two nodes; each is a raylet of this machine, with processes of its own."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,10 +21,12 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from profiles.errors import BadInputError, OverstoryError  # noqa: E402
 from runtime.config import EngineConfig, SamplingParams  # noqa: E402
 from runtime.engine.loading import open_session  # noqa: E402
+from runtime.events import Finished, TokenLogprob, TokenLogprobs  # noqa: E402
 from runtime.prompts.headless import PromptResult, run_prompts  # noqa: E402
 from runtime.prompts.prompt_file import PromptRequest  # noqa: E402
 from runtime.prompts.ray_cluster import open_cluster  # noqa: E402
-from runtime.prompts.ray_run import NodeChanged, NodeEngine, answer_on_nodes, to_text  # noqa: E402
+from runtime.prompts.ray_run import NodeChanged, NodeEngine, answer_on_nodes, from_text, to_text  # noqa: E402
+from tests.support.answer_fakes import STATISTICS  # noqa: E402
 from tests.support.disturbed_commands import DisturbedCommand  # noqa: E402
 from tests.support.paths import ROOT  # noqa: E402
 from tests.support.ray_fakes import open_broken, open_echo, open_slow  # noqa: E402
@@ -210,6 +213,13 @@ def test_a_local_cluster_listens_to_this_machine_alone_and_ends_with_the_run(tmp
     assert listening and listening <= {"127.0.0.1", "::1"}
     _, alive = psutil.wait_procs(everything, timeout=20)
     assert not alive
+
+
+def test_what_a_result_says_of_tokens_crosses():
+    token = TokenLogprob(3, -math.inf, "\\xf0", b"\xf0")
+    finished = Finished("stop", "x", STATISTICS, logprobs=(TokenLogprobs(token, (token,)),))
+    result = PromptResult(id="a", line_number=1, finished=finished)
+    assert from_text(to_text(result), PromptResult) == result
 
 
 def test_an_engine_starts_anew_where_its_process_did():

@@ -22,6 +22,7 @@ from runtime.speculation.sampling import (
     log_weights,
     logits_to_probs,
     sample,
+    token_logprobs,
     top_tokens,
 )
 from tests.support.chi_square import chi_square_p_value
@@ -192,6 +193,27 @@ def test_log_weights_are_the_logarithm_of_the_probabilities_up_to_a_constant(par
     assert (weights.dtype, weights.max()) == (np.float32, 0)
     np.testing.assert_array_equal(np.isfinite(weights), probs > 0)
     np.testing.assert_allclose(np.exp(weights) / np.exp(weights).sum(), probs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 30, 1e5])
+@pytest.mark.parametrize("num_values", [6, 20_011])
+def test_token_logprobs_are_the_log_softmax_of_the_row(num_values: int, scale: float) -> None:
+    row = (scale * np.random.default_rng(2).standard_normal(num_values)).astype(np.float32)
+    expected = torch.log_softmax(torch.from_numpy(row).double(), dim=-1)
+    found = token_logprobs(row, 3, 5)
+    best = expected.topk(5)
+    assert found.chosen.token_id == 3 and [token.token_id for token in found.likeliest] == best.indices.tolist()
+    assert found.chosen.logprob == pytest.approx(float(expected[3]), rel=1e-6, abs=1e-6)
+    assert [token.logprob for token in found.likeliest] == pytest.approx(best.values.tolist(), rel=1e-6, abs=1e-6)
+    assert token_logprobs(row, 3, 0).likeliest == ()
+    assert len(token_logprobs(row, 3, num_values + 9).likeliest) == num_values
+
+
+def test_token_logprobs_of_what_cannot_come() -> None:
+    row = np.float32([0, -np.inf, 0])
+    assert token_logprobs(row, 1, 0).chosen.logprob == -np.inf
+    with pytest.raises(OverstoryError, match="nan, where a finite number was expected"):
+        token_logprobs(np.float32([0, np.nan]), 0, 0)
 
 
 @pytest.mark.parametrize("num_values", [6, 700, 20_011])

@@ -1,6 +1,9 @@
 """The walk; exactness as a whole is in test_lossless.py."""
 
+import math
+
 import numpy as np
+import pytest
 
 from runtime.config import SamplingParams
 from runtime.speculation.schemes import Children, Greedy, Judgement, Place, Row, TopKMatch
@@ -58,6 +61,28 @@ def test_greedy_emits_the_targets_token_when_no_child_has_it() -> None:
     verdict, visited = verify_greedily({0: 3})
     assert verdict == Verdict(path=(0,), next_token=3, accepted_ranks=(0,), num_children=(2,))
     assert visited == [0]
+
+
+def test_what_is_listed_of_a_token_is_of_the_row_that_emitted_it() -> None:
+    """The target's own row, whatever the temperature."""
+    probs = {0: [0.1, 0.2, 0, 0, 0, 0.7], 2: [0.2, 0.2, 0.1, 0, 0, 0, 0.5], 3: [0, 0.25, 0.75, 0]}
+    for params, scheme in ((GREEDY, Greedy()), (SamplingParams(temperature=0.01), TopKMatch())):
+        verdict = verify(
+            greedy_tree(),
+            lambda node: np.pad(logits_of(probs[node]), (0, 10 - len(probs[node])), constant_values=-np.inf),
+            params,
+            rng(),
+            scheme=scheme,
+            top_logprobs=2,
+        )
+        listed = [[(token.token_id, math.exp(token.logprob)) for token in each.likeliest] for each in verdict.logprobs]
+        assert verdict.emitted_token_ids(greedy_tree()) == [each.chosen.token_id for each in verdict.logprobs]
+        assert [math.exp(each.chosen.logprob) for each in verdict.logprobs] == pytest.approx([0.7, 0.5, 0.75])
+        assert listed == [
+            [(5, pytest.approx(0.7)), (1, pytest.approx(0.2))],
+            [(6, pytest.approx(0.5)), (0, pytest.approx(0.2))],
+            [(2, pytest.approx(0.75)), (1, pytest.approx(0.25))],
+        ]
 
 
 def test_a_root_alone_is_plain_decoding() -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from runtime.tokenizer.answer_text import AnswerText
 from tests.support.model_factory import build_tokenizer
+from tests.support.small_tokenizers import byte_level, sentencepiece
 
 
 class ByteDecoder:
@@ -54,6 +55,19 @@ def test_tokens_behind_the_stop_are_dropped_inside_a_burst() -> None:
     assert bytes(answer_text.token_ids).decode() == "hello END"
 
 
+def test_tokens_of_a_stop_string_are_none_of_the_texts_own() -> None:
+    assert pieces("hello END more", stop=("END",))[1].num_tokens == len("hello ")
+    assert pieces("END", stop=("END",))[1].num_tokens == 0
+    assert pieces("aé€z", stop=("€z",))[1].num_tokens == len("aé".encode())
+    assert pieces("aEN", stop=("END",))[1].num_tokens == 3
+
+
+def test_a_token_that_a_stop_string_begins_in_is_the_texts_last_one() -> None:
+    answer_text = AnswerText(WordDecoder(), ["rd4"])
+    answer_text.add([3, 4, 5])
+    assert (answer_text.text, answer_text.num_tokens, answer_text.token_ids) == ("word3 wo", 2, [3, 4])
+
+
 def test_the_beginning_of_a_stop_string_is_held_back_until_it_is_decided() -> None:
     released, _ = pieces("aENb", stop=("END",))
     assert released == ["a", "", "", "ENb", ""]
@@ -87,25 +101,6 @@ def test_the_space_between_a_text_and_its_continuation_is_kept() -> None:
     answer_text = AnswerText(WordDecoder(), behind=[1, 2])
     assert [answer_text.add([3]), answer_text.add([4])] == [" word3", " word4"]
     assert answer_text.text == " word3 word4"
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """A token is a byte, as in Llama 3 and Qwen; the last one is special."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={sign: index for index, sign in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False)
-
-
-def sentencepiece() -> PreTrainedTokenizerFast:
-    """Words with a sign for the space before them, and bytes for all else, as in Llama 2 and Gemma."""
-    strings = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "▁cat", "s", ".", "é"]
-    vocabulary = {string: index for index, string in enumerate(strings)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
-    spaces = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0))
-    backend.decoder = decoders.Sequence(list(spaces))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def as_it_comes(tokenizer: Any, token_ids: list[int], *, num_behind: int = 0, burst: int = 1) -> AnswerText:

@@ -7,6 +7,7 @@ import pytest
 from runtime.tokenizer.messages import (
     MAX_FRAME_BYTES,
     Add,
+    Described,
     EncodeConversation,
     Ready,
     Released,
@@ -22,9 +23,9 @@ def test_records_arrive_as_they_were_sent() -> None:
     asked = [Request(EncodeConversation(1, (("user", "é🙂"),), True), 1.5, [2, 3]), Request(Add(7, [1, 2]), 2.0, [])]
     stream = io.BytesIO(b"".join(map(to_frame, asked)))
     assert [read_request(stream), read_request(stream), read_request(stream)] == [*asked, None]
-    replies: list[Reply] = [Ready(), Released("x", 1, False)]
+    replies: list[Reply] = [Ready(), Released("x", 1, False), Described([("\\xf0", b"\xf0"), ("</s>", None)])]
     stream = io.BytesIO(b"".join(map(to_frame, replies)))
-    assert [read_reply(stream), read_reply(stream)] == replies
+    assert [read_reply(stream) for _ in replies] == replies
     with pytest.raises(EOFError):
         read_reply(stream)
 

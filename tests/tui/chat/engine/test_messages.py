@@ -1,6 +1,7 @@
 """What one side writes the other reads, value by value."""
 
 import json
+import math
 from dataclasses import replace
 from typing import get_args
 
@@ -8,7 +9,7 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig, SamplingParams
-from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta
+from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta, TokenLogprob, TokenLogprobs
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND
 from tui.chat.engine.messages import (
@@ -34,6 +35,7 @@ from tui.chat.engine.messages import (
 
 PARAMS = SamplingParams(temperature=0.5, top_p=1, stop=("a", "b"), banned_tokens=(3,))
 TURNS = (Message("user", "zeile\nzwei \x1b[0m ü"), Message("assistant", "so"))
+TOKEN = TokenLogprob(3, -0.5, "\\xf0", b"\xf0")
 EVENTS = [
     PrefillProgress(256, 700),
     LevelDrafted(3, 12),
@@ -41,6 +43,7 @@ EVENTS = [
     TextDelta("\u2028 one line all the same\n"),
     FINISHED,
     replace(FINISHED, generation="auto", own_settings={"temperature": 0.6, "top_k": 20}),
+    replace(FINISHED, logprobs=(TokenLogprobs(TOKEN, (TOKEN, TokenLogprob(4, -math.inf))),)),
     PassRunning(3, 28, (4, 5)),
     FIGURES,
     Failed("the prompt is too long", "context"),
