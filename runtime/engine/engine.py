@@ -25,6 +25,7 @@ from runtime.planner.planner import TreePlanner
 from runtime.planner.prefill import PrefillPlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
+from runtime.speculation.grammar import AnswerGrammar
 from runtime.speculation.logit_processors import LogitProcessor, TextRules
 from runtime.speculation.lookup import GraftedTree, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, scheme_for
@@ -157,13 +158,16 @@ class Engine:
         rules: TextRules | None = None,
         lane: int = 0,
         top_logprobs: int | None = None,
+        grammar: AnswerGrammar | None = None,
     ) -> TokenSequence:
         """Make `prompt` the text of a lane, which no other answer uses, to be decoded by the next steps.
 
-        What the lane's caches hold of it is kept. `top_logprobs`: see `PromptRequest`. Raises OptionError as
-        `generate` does.
+        What the lane's caches hold of it is kept. `top_logprobs`: see `PromptRequest`; `grammar` holds
+        the answer to its schema. Raises OptionError as `generate` does.
         """
-        processor = LogitProcessor(params, prompt=prompt, vocab_size=self.target.vocab_size, rules=rules)
+        processor = LogitProcessor(
+            params, prompt=prompt, vocab_size=self.target.vocab_size, rules=rules, grammar=grammar
+        )
         sequence = self.sequences[lane]
         self.set_text(prompt, lane=lane)
         scheme = scheme_for(params)

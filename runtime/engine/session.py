@@ -31,7 +31,8 @@ from runtime.model.generation_config import AnswerChoices, GenerationConfig
 from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.headless import AnswerEvent
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.tokenizer.box import BoxedAnswer, Tokenizer
+from runtime.speculation.grammar import AnswerGrammar, Grammars
+from runtime.tokenizer.box import BoxedAnswer, Tokenizer, check_schema
 
 
 class Session:
@@ -51,6 +52,7 @@ class Session:
         self.generation = generation or GenerationConfig()
         self._tokenizer = tokenizer
         self._is_stopped = threading.Event()
+        self._grammars: Grammars | None = None
 
     @property
     def has_chat_template(self) -> bool:
@@ -217,6 +219,7 @@ class Session:
             request.params, request.unchosen, num_prompt_tokens=len(prompt), end_token_ids=self.end_token_ids
         )
         params = choices.params
+        grammar = None if request.response_schema is None else self._begin_grammar(request.response_schema)
         text = self._tokenizer.begin_answer(params.stop, behind=prompt[-4:] if request.is_continued else ())
         num_kept = engine.sequences[lane].num_kept(prompt)
         expected = engine.prefill_progress(num_kept, len(prompt)).expected_seconds
@@ -227,10 +230,23 @@ class Session:
             rules=choices.rules,
             lane=lane,
             top_logprobs=request.top_logprobs,
+            grammar=grammar,
         )
         return _Answer(
             request, sequence, text, choices, self.end_token_ids, expected=expected, generation=self.generation.choice
         )
+
+    def _begin_grammar(self, schema: str) -> AnswerGrammar:
+        """Return what holds an answer to its schema; the first one reads the whole vocabulary, byte by byte."""
+        if self._grammars is None:
+            contents = self._tokenizer.contents(range(len(self._tokenizer)))
+            self._grammars = Grammars(
+                [content or b"" for _, content in contents],
+                vocab_size=self.engine.target.vocab_size,
+                end_token_ids=sorted(self.end_token_ids),
+                check=check_schema,
+            )
+        return self._grammars.begin(schema)
 
     def _end(self, answer: "_Answer") -> None:
         """Leave the lane's caches with the prompt and what the answer shows."""
@@ -279,6 +295,9 @@ class _Answer:
     def add(self, done: Round) -> str:
         """Add a round and what it emitted, up to the answer's end, and return the text that it releases."""
         self._rounds.append(done)
+        assert self.sequence.choosing is not None, "an answer that grows is being decoded"
+        if (failure := self.sequence.choosing.processor.failure) is not None:
+            raise OptionError(f"the answer cannot be held to its JSON schema: {failure}; make the schema simpler")
         if len(self._rounds) == 1:
             self._prefill_seconds = time.perf_counter() - self._begun
         num_before = len(self.text.token_ids)

@@ -34,6 +34,7 @@ from runtime.prompts.prompt_file import (
 )
 from runtime.prompts.result_format import OPENAI, OWN_FORMAT, ResultFormat
 from runtime.prompts.token_records import completion_logprobs, content_logprobs
+from runtime.tokenizer.json_schema import ANY_OBJECT, grammar_of, json_library
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_CHOICES = 128
@@ -45,6 +46,7 @@ _BODY_KEYS: Mapping[str, tuple[str, ...]] = {
     COMPLETIONS: ("prompt", *_SHARED_KEYS),
 }
 _MOST_LOGPROBS: Mapping[str, int] = {CHAT: MOST_TOP_LOGPROBS, COMPLETIONS: 5}
+_SCHEMA_KEYS = ("name", "description", "schema", "strict")
 _OPENAI_TEMPERATURE = 1.0
 _FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "stopped": "stop"}
 
@@ -142,7 +144,9 @@ def _question(fields: Mapping[str, Any], custom_id: str, line_number: int, commo
         line_number=line_number,
         **_choices_of_text(body, custom_id, common),
     )
-    _check_can_be_done(request)
+    if request.response_schema is not None:
+        json_library()
+        grammar_of(request.response_schema)
     return _Question(
         url=url,
         model=text_value(body.get("model"), "model"),
@@ -238,19 +242,25 @@ def _response_schema(body: Mapping[str, Any]) -> str | None:
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     named = wanted.get("json_schema") if isinstance(wanted, dict) else None
     if kind in ("text", "json_object") and wanted.keys() == {"type"}:
-        return None if kind == "text" else "{}"
-    if kind == "json_schema" and isinstance(named, dict) and isinstance(named.get("schema", {}), dict):
-        return json.dumps(named.get("schema", {}))
+        return None if kind == "text" else ANY_OBJECT
+    if kind == "json_schema" and wanted.keys() == {"type", "json_schema"} and isinstance(named, dict):
+        return _schema(named)
     raise PromptFileError(
         f"response_format is {describe(wanted)}; it must be an object of type text, json_object or json_schema"
     )
 
 
-def _check_can_be_done(request: PromptRequest) -> None:
-    if request.response_schema is not None:
-        raise PromptFileError(
-            "response_format asks for JSON, and answers are not held to it yet; ask for it in the prompt instead"
-        )
+def _schema(named: Mapping[str, Any]) -> str:
+    for key in named:
+        if key not in _SCHEMA_KEYS:
+            raise PromptFileError(f"json_schema has the key {describe(key)}; its keys are {', '.join(_SCHEMA_KEYS)}")
+    text_value(named.get("name"), "the name of json_schema")
+    if not isinstance(named.get("strict"), bool | None):
+        raise PromptFileError(f"strict is {describe(named['strict'])}; it must be true or false")
+    schema = named.get("schema", {})
+    if not isinstance(schema, dict):
+        raise PromptFileError(f"schema is {describe(schema)}; it must be an object")
+    return json.dumps(schema)
 
 
 def _with_all_choices(question: _Question, taken: set[str]) -> _Question:

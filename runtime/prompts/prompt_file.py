@@ -50,7 +50,7 @@ class PromptRequest:
     """Likeliest tokens to list beside each token of the answer with their log-probabilities, 0: its own alone; None
     lists nothing."""
     response_schema: str | None = None
-    """JSON schema that the answer must keep to, `{}` for any JSON object; None leaves it free."""
+    """JSON schema that the answer is held to, as text; None leaves it free."""
     is_continued: bool = False
     """Whether the answer writes on where the last message, the assistant's, ends."""
     line_number: int = 1

@@ -33,6 +33,8 @@ from runtime.tokenizer.limits import MEMORY_BYTES, WAITING_FACTOR, WAITING_SECON
 
 _R = TypeVar("_R", bound=m.Reply)
 _LEAST_PATIENCE_SECONDS = 0.001
+_COMPILING_SECONDS = 3.0
+"""Of computing, for a schema."""
 _PATIENCE = 0.05
 """Of the time between two rounds, how much one may wait for the text of its tokens."""
 _FREED_BY_THE_LIBRARIES = {"HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -212,6 +214,27 @@ class TokenizerBox:
 @functools.cache
 def shared_box() -> TokenizerBox:
     """Return the box of this program, which is ended with it."""
+    box = TokenizerBox()
+    atexit.register(box.close)
+    return box
+
+
+@functools.lru_cache(maxsize=256)  # most lines of a file share a few
+def check_schema(schema: str) -> None:
+    """Compile a schema in a box of its own. Raises OptionError."""
+    try:
+        reply = _schema_box().ask(m.CheckSchema(schema), seconds=_COMPILING_SECONDS)
+    except BoxFailedError as error:
+        raise OptionError(f"the JSON schema is too much to compile: {error}; make it smaller or simpler") from error
+    except ValueError as error:  # half of a surrogate pair
+        raise OptionError(f"the JSON schema is no text: {error}; mend it") from error
+    if isinstance(reply, m.Refused):
+        raise OptionError(reply.sentence)
+
+
+@functools.cache
+def _schema_box() -> TokenizerBox:
+    """Return the box that holds no answer: what a schema breaks there costs its own line alone."""
     box = TokenizerBox()
     atexit.register(box.close)
     return box

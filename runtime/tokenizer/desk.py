@@ -12,6 +12,7 @@ from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.answer_text import AnswerText
 from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
+from runtime.tokenizer.json_schema import compile_schema
 from runtime.tokenizer.limits import FileGuard
 from runtime.tokenizer.loading import load_tokenizer, reason
 from runtime.tokenizer.match import first_difference
@@ -37,6 +38,7 @@ class Desk:
             m.Name: self._name,
             m.Describe: self._describe,
             m.Compare: self._compare,
+            m.CheckSchema: self._check_schema,
             m.Begin: self._begin,
             m.Add: self._add,
             m.End: self._end,
@@ -91,6 +93,10 @@ class Desk:
 
     def _compare(self, task: m.Compare) -> m.Reply:
         return first_difference(self._tokenizers[task.key], self._tokenizers[task.other_key])
+
+    def _check_schema(self, task: m.CheckSchema) -> m.Reply:
+        compile_schema(task.schema)
+        return m.Ready()
 
     def _begin(self, task: m.Begin) -> m.Reply:
         self._answers[task.answer_key] = AnswerText(self._tokenizers[task.key], task.stop, behind=task.behind)

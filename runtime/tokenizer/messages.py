@@ -70,6 +70,12 @@ class Compare(_Message, frozen=True):
     other_key: int
 
 
+class CheckSchema(_Message, frozen=True):
+    """Compile a JSON schema, to see whether that can be done."""
+
+    schema: str
+
+
 class Begin(_Message, frozen=True):
     """Begin an answer's text, kept under a number of its own."""
 
@@ -92,7 +98,7 @@ class End(_Message, frozen=True):
     answer_key: int
 
 
-Task = Load | Encode | EncodeConversation | EncodePair | Name | Describe | Compare | Begin | Add | End
+Task = Load | Encode | EncodeConversation | EncodePair | Name | Describe | Compare | CheckSchema | Begin | Add | End
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):

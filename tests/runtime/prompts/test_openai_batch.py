@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import sys
 import zlib
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 
@@ -14,10 +16,17 @@ from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from runtime.prompts.result_format import OPENAI, OWN_FORMAT, is_answer, kind_of
+from runtime.tokenizer.json_schema import ANY_OBJECT
 from tests.support.answer_fakes import STATISTICS, echo
 from tests.support.batch_files import CHAT, batch_line, chat_line, completion_line, write_lines
 
 UNCHOSEN = frozenset(options_of(SamplingParams))
+
+
+def json_schema(**changes):
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, **changes}}
+
+
 DEFAULTS = SamplingParams(max_new_tokens=32)
 
 
@@ -228,19 +237,18 @@ REFUSED_LINES = [
     (chat_line("b", top_logprobs=3), "top_logprobs stands without logprobs; set logprobs to true, or leave both out"),
     (completion_line("b", logprobs=6), "logprobs is 6; it must be from 0 to 5"),
     (completion_line("b", logprobs=True), "logprobs is True; it must be a whole number"),
-    (
-        chat_line("b", response_format={"type": "json_object"}),
-        "response_format asks for JSON, and answers are not held",
-    ),
-    (
-        chat_line("b", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}),
-        "answers are not held to it yet; ask for it in the prompt instead",
-    ),
+    (chat_line("b", response_format=json_schema(schema=[])), "schema is []; it must be an object"),
+    (chat_line("b", response_format=json_schema(schema=None)), "schema is null; it must be an object"),
+    (chat_line("b", response_format=json_schema(name=None)), "the name of json_schema is null; it must be text"),
+    (chat_line("b", response_format=json_schema(strict="yes")), "strict is 'yes'; it must be true or false"),
+    (chat_line("b", response_format=json_schema(other=1)), "json_schema has the key 'other'; its keys are name, descr"),
+    (chat_line("b", response_format={**json_schema(), "schema": {}}), "it must be an object of type text, json_object"),
     (chat_line("b", response_format={"type": "json_schema"}), "it must be an object of type text, json_object or json"),
     (chat_line("b", response_format={"type": "xml"}), "response_format is {'type': 'xml'}; it must be an object of"),
     (chat_line("b", response_format="text"), "response_format is 'text'; it must be an object of type text"),
     (chat_line("b", response_format={"type": ["text"]}), "it must be an object of type text"),
 ]
+
 OTHER_BODY_KEYS = ("tools", "tool_choice", "logit_bias", "user", "store", "metadata", "top_k", "min_p", "echo")
 OTHER_BODY_KEYS += ("best_of", "suffix", "stream_options", "modalities", "service_tier", "max_new_tokens", "system")
 
@@ -351,3 +359,25 @@ def test_an_answered_line_answers_all_its_choices(tmp_path):
     assert list(result_format.ids_answered_by(records["b"])) == ["b"]
     for name in ("c", "of another file"):
         assert list(result_format.ids_answered_by({**records["b"], "custom_id": name})) == []
+
+
+def test_a_schema_goes_with_the_request(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", ModuleType("llguidance"))
+    for wanted, expected in (
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, ANY_OBJECT),
+        (json_schema(), '{"type": "object"}'),
+        (json_schema(strict=True, description="what it is"), '{"type": "object"}'),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "{}"),
+    ):
+        assert read_line(tmp_path, chat_line("a", response_format=wanted)).response_schema == expected
+    item = read_line(tmp_path, chat_line("a", response_format=json_schema(schema={"enum": ["x" * 2**18]})))
+    assert isinstance(item, BadLine) and "it may take 262144, so make it smaller" in item.error
+
+
+def test_where_the_library_is_missing_the_line_says_so(tmp_path, monkeypatch):
+    """Before any model is loaded."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    item = read_line(tmp_path, chat_line("a", response_format=json_schema()))
+    assert isinstance(item, BadLine) and item.error.endswith("install it with: pip install 'overstory[json]'")
+    assert isinstance(read_line(tmp_path, chat_line("a", response_format={"type": "text"})), PromptRequest)
