@@ -1,8 +1,9 @@
 """Holds an answer to a JSON schema: in each place of a tree the tokens that its own path allows, and no others.
 
 One matcher of llguidance serves an answer. It stands behind the answer and goes along the path of the node whose row is
-asked for, back first as far as the last one's has another beginning: steps of microseconds, where a node's mask takes
-tens. Both models' rows are masked, before temperature and filters, which so share out what is allowed.
+asked for, back first as far as the last one's has another beginning. A masked row of 152k floats took 0.3 ms, a third
+of it the mask; one of 32k 0.06 ms. Both models' rows are masked, before temperature and filters, which so share out
+what is allowed.
 """
 
 import itertools
@@ -33,7 +34,7 @@ class Grammars:
     ) -> None:
         """`token_bytes`: what each token adds to a text, none for special ones; of `vocab_size` V rows the others none.
 
-        `check` compiles a schema somewhere safe, and raises OptionError. A vocabulary of 152,000 takes 1.6 s. Raises
+        `check` compiles a schema somewhere safe, and raises OptionError. A vocabulary of 152k tokens took 1.0 s. Raises
         OptionError where no token could end an answer.
         """
         self._library = json_library()

@@ -25,7 +25,7 @@ pytest.importorskip("llguidance")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "no tree": {},
-    "a tree": {"draft": "unrelated", "tree": "12x5", "lookup": "on"},
+    "a tree": {"draft": "unrelated", "tree": "8x4", "lookup": "on"},
     "shaped by context": {"draft": "perfect", "tree": "dynamic:16x6"},
     "many": {"draft": "perfect", "tree": "8x4", "num_texts": 4},
 }
