@@ -367,7 +367,7 @@ def packed_config(
     device: torch.device,
 ) -> EngineConfig:
     """Return the config with what `auto` decides on packing the target's layers; see `packing_settled`."""
-    question = partial(_question_beside, config, target, draft, usual_context_tokens=usual_context_tokens)
+    question = partial(question_beside, config, target, draft, usual_context_tokens=usual_context_tokens)
     return with_packing(config, target, question, partial(_machine_with_link, config, device))
 
 
@@ -388,12 +388,12 @@ def with_held(
         return config
     if draft_device_of(config, device) != device:  # no layer of the target has to make room for it
         return config
-    question = _question_beside(config, target, draft, usual_context_tokens=usual_context_tokens)
+    question = question_beside(config, target, draft, usual_context_tokens=usual_context_tokens)
     held = held_format(question, machine_of(config, device))
     return replace(config, draft_format=cast("DraftFormat", held))
 
 
-def _question_beside(
+def question_beside(
     config: EngineConfig, target: ModelFiles, draft: ModelFiles | None, *, usual_context_tokens: int
 ) -> PlanQuestion:
     """Return the question of a session with this draft, with its substitute where there is none, or with neither."""
@@ -415,6 +415,7 @@ def question_of(
             kv_format=config.kv_format,
             pack=config.pack,
             tree=config.tree,
+            num_prompts=config.num_texts or 1,
         ),
         target=shape_of_folder(target.checkpoint.folder),
         draft=None if draft is None else shape_of_folder(draft.checkpoint.folder),

@@ -215,9 +215,11 @@ def find_paying_substitute(plan: LoadPlan, state_folder: Path | None) -> tuple[L
     if costs is None or not start.is_acceptance_measured:
         return None
     acceptance = start.prior(substitute_held=drafted.draft_held).acceptance_at(0.0)
-    return (
-        (drafted, start) if gain_of_trees(costs, acceptance, max_nodes=drafted.need.max_nodes) >= LEAST_GAIN else None
-    )
+    need, num_texts = drafted.need, drafted.need.num_texts
+    if num_texts > 1:
+        costs = costs.for_texts(num_texts)
+    max_nodes = max(1, min(need.text_nodes, need.max_nodes // num_texts))
+    return (drafted, start) if gain_of_trees(costs, acceptance, max_nodes=max_nodes) >= LEAST_GAIN else None
 
 
 def gain_of_trees(costs: RoundCosts, acceptance: NDArray[np.float64], *, max_nodes: int) -> float:

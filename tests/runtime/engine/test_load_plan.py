@@ -271,3 +271,21 @@ def test_every_text_has_its_keys_and_values_and_all_trees_share_the_nodes(tmp_pa
     assert together.cached_tokens == 4 * (128 + together.text_nodes)
     fixed = [sum(size for name, size in need.fixed_entries().items() if "keys" in name) for need in (alone, together)]
     assert fixed[1] == pytest.approx(fixed[0] * together.cached_tokens / alone.cached_tokens)
+
+
+def test_draft_and_packing_are_chosen_for_passes_of_all_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were priced as those of one prompt, in which a draft's steps cost less beside a pass."""
+    asked = []
+
+    def watch(question: Any, *rest: Any) -> Any:
+        asked.append(question.request.num_prompts)
+        return take_draft(question, *rest)
+
+    take_draft = load_plan.take_draft
+    monkeypatch.setattr(load_plan, "take_draft", watch)
+    folder = save_tiny_folder(tmp_path / "model")
+    for count in (1, 5):
+        plan = batch_of(folder, count, draft="auto", tree="4x3", num_texts=8)
+        question = load_plan.question_beside(plan.config, plan.target, None, usual_context_tokens=128)
+        assert question.request.num_prompts == plan.need.num_texts == count
+    assert asked == [1, 5]
