@@ -51,8 +51,7 @@ from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, 
 from runtime.planner.initial_plan import (
     NO_DRAFT,
     InitialPlan,
-    find_paying_substitute,
-    find_profiles,
+    plan_session,
     stream_shape,
 )
 from runtime.planner.known_pairs import model_digest
@@ -142,11 +141,7 @@ def load_session(
     wait_until_unpinned()
     gc.collect()
     release_cached_memory()
-    plan = LoadPlan.build(config, requests=requests)
-    start = find_profiles(plan, state_folder)
-    is_undrafted = config.draft == "auto" and plan.config.is_plain and not plan.residency.streamed_layers
-    if is_undrafted and (paying := find_paying_substitute(plan, state_folder)) is not None:
-        plan, start, is_undrafted = *paying, False
+    plan, start, is_undrafted = plan_session(config, requests, state_folder)
     keep_sums_in_float32(plan.device)
     config, target, end_token_ids = plan.config, plan.target, _end_token_ids(plan)
     reader = stack.enter_context(HostCopyEngine(num_threads=config.num_reader_threads, direct=_DIRECT[config.io]))

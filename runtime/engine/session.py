@@ -66,7 +66,10 @@ class Session:
         stands for an image.
         """
         prompt = format_prompt(self._tokenizer, request)
-        check_tokens(prompt, self._tokenizer, self.engine.target)
+        target = self.engine.target
+        check_tokens(
+            prompt, self._tokenizer, vocab_size=target.vocab_size, other_token_ids=target.parts.other_token_ids
+        )
         return prompt
 
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
@@ -255,11 +258,7 @@ class Session:
 
     def _prompt_with_room(self, request: PromptRequest) -> list[int]:
         prompt = self.format_prompt(request)
-        if len(prompt) >= self.engine.context_tokens:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens and the context holds {self.engine.context_tokens}, answer "
-                "included; give a larger --context (the model's own limit is the most) or a shorter prompt"
-            )
+        check_room(prompt, self.engine.context_tokens)
         return prompt
 
 
@@ -366,18 +365,32 @@ class _Answer:
         )
 
 
-def check_tokens(token_ids: Sequence[int], tokenizer: Tokenizer, target: StreamedModel) -> None:
-    """Raise OptionError for a token of a prompt that the model has no row for, or that stands for an image."""
-    if others := target.parts.other_token_ids.intersection(token_ids):
+def check_room(prompt: Sequence[int], context_tokens: int) -> None:
+    """Raise PromptTooLongError where the context has no room for an answer."""
+    if len(prompt) >= context_tokens:
+        raise PromptTooLongError(
+            f"the prompt has {len(prompt)} tokens and the context holds {context_tokens}, answer included; "
+            "give a larger --context (the model's own limit is the most) or a shorter prompt"
+        )
+
+
+def check_tokens(
+    token_ids: Sequence[int], tokenizer: Tokenizer, *, vocab_size: int, other_token_ids: frozenset[int]
+) -> None:
+    """Raise OptionError for a token of a prompt that the model has no row for, or that stands for an image.
+
+    The latter are `other_token_ids`.
+    """
+    if others := other_token_ids.intersection(token_ids):
         first = min(others)
         raise OptionError(
             f"the prompt holds the token {tokenizer.name(first)}, id {first}, in whose place the model wants an image, "
             "a video or sound, and only text is answered; leave it out"
         )
-    if (largest := max(token_ids)) >= target.vocab_size:
+    if (largest := max(token_ids)) >= vocab_size:
         raise OptionError(
             f"the prompt holds the token {tokenizer.name(largest)}, id {largest}, and the model has none beyond "
-            f"{target.vocab_size - 1}; leave it out"
+            f"{vocab_size - 1}; leave it out"
         )
 
 

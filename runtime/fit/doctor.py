@@ -343,8 +343,11 @@ def question_of_files(device: torch.device, config: EngineConfig, target: Path, 
     return ModelOutlook(str(target), plain.draft, need, shape=shape, open_draft=OpenDraft(plain, files, device))
 
 
-def find_folder(name_or_path: str) -> Path:
-    """Return the model of that path, or what the hub's cache holds under that name. Raises CheckpointError."""
+def find_folder(name_or_path: str, *, asking: str = "doctor") -> Path:
+    """Return the model of that path, or what the hub's cache holds under that name.
+
+    Raises CheckpointError, which says that who is `asking` downloads nothing.
+    """
     found = find_place(name_or_path)
     if isinstance(found, Path):
         return found
@@ -352,7 +355,7 @@ def find_folder(name_or_path: str) -> Path:
         return cached_model(found)
     except Exception as error:  # the hub's client and the file system each raise their own
         raise CheckpointError(
-            f"the model {quote(name_or_path)} is not on this machine, and doctor downloads nothing; name its folder, "
+            f"the model {quote(name_or_path)} is not on this machine, and {asking} downloads nothing; name its folder, "
             "or fetch it first"
         ) from error
 

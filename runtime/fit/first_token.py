@@ -125,7 +125,7 @@ def predict_first_token(
             reading += reading_seconds(chunk, num_read)
             num_read += chunk
         between = reading + (tree.draft_seconds if is_last else 0.0)
-        total += _pass_seconds(costs, compute, between)
+        total += pass_between(costs, compute, between)
         computing, drafting = computing + compute, drafting + between
     return FirstToken(
         prompt_tokens=prompt_tokens,
@@ -138,7 +138,7 @@ def predict_first_token(
     )
 
 
-def _pass_seconds(costs: RoundCosts, compute_seconds: float, between_seconds: float) -> float:
+def pass_between(costs: RoundCosts, compute_seconds: float, between_seconds: float) -> float:
     """Return what one more pass takes that computes for so long, after so long without one."""
     passes = replace(
         costs,

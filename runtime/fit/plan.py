@@ -23,7 +23,14 @@ from profiles.pair_profile import PairProfile
 from runtime.config import MAX_TREE_LEVELS, Pack, TreeSearch
 from runtime.errors import OptionError
 from runtime.fit.advice import advise
-from runtime.fit.first_token import PROMPT_TOKENS, FirstToken, context_for, predict_first_token, seconds_by_speed
+from runtime.fit.first_token import (
+    PROMPT_TOKENS,
+    FirstToken,
+    SecondsOf,
+    context_for,
+    predict_first_token,
+    seconds_by_speed,
+)
 from runtime.fit.machine import Basis, Machine, free_bytes_for, judged_alike
 from runtime.fit.models import find_shape
 from runtime.fit.place import MemoryNeed, Placement, kv_cache_on, place
@@ -156,6 +163,45 @@ def priced(question: PlanQuestion, machine: Machine) -> PlanOption:
     return _judging(question, judged).option(question.format_name, held)
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedPlan:
+    """What a session costs whose bytes lie like this, by how many texts share its passes."""
+
+    _planning: "_Planning"
+    _need: MemoryNeed
+    _placement: Placement
+    _held: str | None
+    _profile: PairProfile | None
+
+    @classmethod
+    def of(
+        cls,
+        question: PlanQuestion,
+        machine: Machine,
+        need: MemoryNeed,
+        placement: Placement,
+        *,
+        held: str | None,
+        profile: PairProfile | None,
+    ) -> "PlacedPlan":
+        """`held`: how the draft is, None without one; `profile`: of the pair, None where it was not measured."""
+        return cls(_Planning(question, machine, {}), need, placement, held, profile)
+
+    def option(self, num_texts: int) -> PlanOption:
+        """Return the round while so many texts have one together. Raises BudgetError."""
+        question = self._planning.question
+        request = replace(question.request, num_prompts=num_texts)
+        planning = replace(self._planning, question=replace(question, request=request))
+        need = replace(self._need, num_texts=num_texts)
+        return planning.placed_option(question.format_name, self._held, need, self._placement, self._profile)
+
+    def reading(self) -> tuple[RoundCosts, SecondsOf, SecondsOf | None]:
+        """Return a single text's costs, and what target and draft compute over the tokens of a prompt."""
+        name, held, profile = self._placement.format_name, self._held, self._profile
+        costs = self._planning._text_costs(name, held, self._placement.residency, profile)
+        return costs, *self._planning._reading(name, held, costs, profile)
+
+
 def _judging(question: PlanQuestion, machine: Machine) -> "_Planning":
     """Return what prices the best tree of the question's size, whatever shape it asks for."""
     shape, request = question.tree_shape, replace(question.request, tree="auto")
@@ -216,18 +262,12 @@ class _Planning:
 
     def first_token(self, num_tokens: int, main: PlanOption) -> FirstToken:
         """Return what a prompt of `num_tokens` takes in a session like `main`. Raises BudgetError."""
-        question, speed, held = self.question, self.machine.speed, main.draft_held
-        assert speed is not None
+        held = main.draft_held
         need, placement = self._place(main.format_name, held)
         name = placement.format_name
         profile = self._profile(name, held)
         costs = self._text_costs(name, held, placement.residency, profile)
-        draft = None if held is None or question.draft is None else (question.draft, held)
-        target_seconds, reading_seconds = seconds_by_speed(question.target, name, draft, speed)
-        if profile is not None:
-            target_seconds = partial(_profiled_seconds, profile)
-            if (steps := costs.draft_step_seconds) is not None and draft is not None:
-                reading_seconds = partial(_step_seconds, steps)
+        target_seconds, reading_seconds = self._reading(name, held, costs, profile)
         return predict_first_token(
             num_tokens,
             need,
@@ -237,6 +277,20 @@ class _Planning:
             reading_seconds=reading_seconds,
         )
 
+    def _reading(
+        self, name: str, held: str | None, costs: RoundCosts, profile: PairProfile | None
+    ) -> tuple[SecondsOf, SecondsOf | None]:
+        """Return what the layers of target and draft compute over the tokens of a prompt."""
+        question, speed = self.question, self.machine.speed
+        assert speed is not None
+        draft = None if held is None or question.draft is None else (question.draft, held)
+        target_seconds, reading_seconds = seconds_by_speed(question.target, name, draft, speed)
+        if profile is not None:
+            target_seconds = partial(_profiled_seconds, profile)
+            if (steps := costs.draft_step_seconds) is not None and draft is not None:
+                reading_seconds = partial(_step_seconds, steps)
+        return target_seconds, reading_seconds
+
     def _profile(self, format_name: str, held: str | None) -> PairProfile | None:
         if format_name != self.question.format_names[0]:
             return None
@@ -245,14 +299,27 @@ class _Planning:
 
     def option(self, format_name: str, held: str | None, *, search: TreeSearch = "best-first") -> PlanOption:
         """Place the bytes and price the trees. Raises BudgetError."""
-        question, machine = self.question, self.machine
         need, placement = self._place(format_name, held)
+        profile = self._profile(placement.format_name, held)
+        return self.placed_option(format_name, held, need, placement, profile, search=search)
+
+    def placed_option(
+        self,
+        format_name: str,
+        held: str | None,
+        need: MemoryNeed,
+        placement: Placement,
+        profile: PairProfile | None,
+        *,
+        search: TreeSearch = "best-first",
+    ) -> PlanOption:
+        """Price the trees of what lies like this. Raises BudgetError."""
+        question, machine = self.question, self.machine
         if placement.disk_bytes and machine.disk is None:
             raise BudgetError(
                 f"{format_bytes(placement.disk_bytes)} of {question.target.name} would be read from disk in every "
                 "pass, and how fast was not found out; give --disk, as in 3.5GB/s"
             )
-        profile = self._profile(placement.format_name, held)
         costs = self._costs(placement.format_name, held, placement.residency, profile)
         accepted = None if held is None else self._acceptance(held, profile, search)
         probabilities = np.ones(1) if accepted is None else accepted.probabilities

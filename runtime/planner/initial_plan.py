@@ -22,7 +22,7 @@ from profiles.errors import OverstoryError, ProfileError
 from profiles.machine_profile import MachineProfile
 from profiles.pair_profile import ModelIdentity, PairProfile
 from profiles.profile_store import load_machine_profile, load_pair_profile
-from runtime.config import MAX_TREE_LEVELS
+from runtime.config import MAX_TREE_LEVELS, EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.fit.machine import stored_speeds
 from runtime.model.model_loader import ModelFiles
@@ -31,6 +31,7 @@ from runtime.planner.growth import builtin_chances, chances_of
 from runtime.planner.known_pairs import model_identity
 from runtime.planner.planner import PairPrior
 from runtime.planner.tree_choice import choose_tree
+from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.acceptance import acceptance_of, builtin_acceptance
 
 NO_PROFILE = (
@@ -165,6 +166,21 @@ def stream_shape(
         row_bytes=tuple(row_bytes.get(index, 0) for index in range(len(tiers))) if row_bytes else (),
         token_multiple=COLUMN_MULTIPLE if is_host else 1,
     )
+
+
+def plan_session(
+    config: EngineConfig, requests: Sequence[PromptRequest], state_folder: Path | None
+) -> tuple[LoadPlan, InitialPlan, bool]:
+    """Return what a session will hold, what its first trees are planned from, and whether it was left without a draft.
+
+    The latter where everything stays in memory and nothing promises that one would pay. Raises as `LoadPlan.build`.
+    """
+    plan = LoadPlan.build(config, requests=requests)
+    start = find_profiles(plan, state_folder)
+    is_undrafted = config.draft == "auto" and plan.config.is_plain and not plan.residency.streamed_layers
+    if is_undrafted and (paying := find_paying_substitute(plan, state_folder)) is not None:
+        return *paying, False
+    return plan, start, is_undrafted
 
 
 def find_profiles(plan: LoadPlan, state_folder: Path | None) -> InitialPlan:

@@ -85,10 +85,7 @@ class ResultFile:
             if self._is_regular:
                 self._take_over(is_resumed)
         except OSError as error:
-            raise OptionError(
-                f"{path} cannot be opened for results: {error.strerror or error}; give --output a file in an "
-                "existing, writable folder"
-            ) from error
+            raise _cannot_be_opened(path, error.strerror or str(error)) from error
         self._num_bytes = sum(map(len, self._lines))
 
     def _take_over(self, is_resumed: bool) -> None:
@@ -96,9 +93,7 @@ class ResultFile:
         try:
             content = _content(self._file)
             if content and not is_resumed:
-                raise OptionError(
-                    f"{self._path} already holds something; add --resume to go on with it, or give another --output"
-                )
+                raise _holds_something(self._path)
             self._lines, self.finished_ids = _recover(content, self._path, self._format)
             repaired = b"".join(self._lines)
             if repaired != content:
@@ -195,6 +190,33 @@ class ResultFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def finished_ids(path: Path, result_format: ResultFormat, *, is_resumed: bool) -> Collection[str]:
+    """Return the ids of requests that a file answers already, which stays as it is; none if it is not there.
+
+    Raises OptionError where a `ResultFile` would, as far as reading tells.
+    """
+    try:
+        content = path.read_bytes() if path.is_file() else b""
+        is_writable = os.access(path if path.exists() else path.resolve().parent, os.W_OK)
+    except OSError as error:
+        raise _cannot_be_opened(path, error.strerror or str(error)) from error
+    if not is_writable:
+        raise _cannot_be_opened(path, "it cannot be written")
+    if content and not is_resumed:
+        raise _holds_something(path)
+    return _recover(content, path, result_format)[1]
+
+
+def _cannot_be_opened(path: Path, why: str) -> OptionError:
+    return OptionError(
+        f"{path} cannot be opened for results: {why}; give --output a file in an existing, writable folder"
+    )
+
+
+def _holds_something(path: Path) -> OptionError:
+    return OptionError(f"{path} already holds something; add --resume to go on with it, or give another --output")
 
 
 def _is_regular(file: BinaryIO) -> bool:

@@ -144,7 +144,13 @@ class Scorer:
         Raises OptionError for a token that the model has no row for, or that stands for an image.
         """
         context_ids, continuation_ids = self._tokenizer.encode_pair(context, continuation)
-        check_tokens([*context_ids, *continuation_ids], self._tokenizer, self._engine.target)
+        target = self._engine.target
+        check_tokens(
+            [*context_ids, *continuation_ids],
+            self._tokenizer,
+            vocab_size=target.vocab_size,
+            other_token_ids=target.parts.other_token_ids,
+        )
         return context_ids, continuation_ids
 
     def score(self, pairs: Sequence[TokenPair]) -> Iterator[ScoringPass]:

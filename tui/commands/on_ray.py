@@ -26,6 +26,7 @@ from runtime.prompts.ray_cluster import open_cluster
 from runtime.prompts.result_order import Results
 from tui.environment import load_models, prepare_libraries
 from tui.printing import LineProgress
+from tui.report.run_report import RunReport
 from tui.terminal_text import one_line
 
 if TYPE_CHECKING:
@@ -39,15 +40,23 @@ def answer_on_ray(
     items: Sequence[PromptItem],
     results: Results,
     console: Console,
+    *,
+    report: RunReport | None = None,
 ) -> int:
     """Give every line its result on the cluster at `address`; return how many have an error.
+
+    `report` is shown what comes, if there is one.
 
     Raises OptionError where Ray is not installed or the cluster is not there, and what ends a run: see `ray_run`.
     """
     num_errors = 0
     progress = NodesProgress(console, num_prompts=len(items))
+    if report is not None:
+        report.begin_on_nodes(address, config)
     with progress, closing(_events(address, config, items)) as events:
         for event in events:
+            if report is not None:
+                report.observe_on_nodes(event)
             if isinstance(event, PromptResult):
                 progress.stop()  # the result may go to the same terminal
                 results.append(event)

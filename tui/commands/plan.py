@@ -103,20 +103,20 @@ def print_plan(report: "PlanReport", out: Console) -> None:
     for sentence in report.verdicts:
         out.print(Text(one_line(sentence), "yellow"))
     out.print()
-    _print_rows(out, _plan_rows(report))
+    print_rows(out, _plan_rows(report))
     out.print(Text("\nuntil an answer begins", "bold"))
-    _print_rows(out, _first_token_rows(report))
+    print_rows(out, _first_token_rows(report))
     if report.other_packing is not None:
         out.print(Text("\nlayers as stored" if report.main.is_packed else "\nlayers packed, bit for bit", "bold"))
-        _print_rows(out, [("--pack off" if report.main.is_packed else "--pack on", _other_text(report.other_packing))])
+        print_rows(out, [("--pack off" if report.main.is_packed else "--pack on", _other_text(report.other_packing))])
     if report.others:
         out.print(Text("\nother formats", "bold"))
-        _print_rows(out, ((name, _other_text(one)) for name, one in report.others.items()))
+        print_rows(out, ((name, _other_text(one)) for name, one in report.others.items()))
     if report.what_ifs:
         out.print(Text("\nwhat more would bring", "bold"))
-        _print_rows(out, _change_rows(report))
+        print_rows(out, _change_rows(report))
     out.print(Text("\nwhat this rests on", "bold"))
-    _print_rows(out, ((what, f"{basis}: {words}") for what, basis, words in report.basis_lines))
+    print_rows(out, ((what, f"{basis}: {words}") for what, basis, words in report.basis_lines))
     for note in report.notes:
         out.print(Text(one_line(f"note: {note}"), "dim"))
 
@@ -130,12 +130,12 @@ def _plan_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     if num_prompts > 1:
         yield "together", f"{num_prompts} prompts in each pass: {report.all_tokens_per_second:.3g} tokens/s in all"
     yield "settings", _settings(report)
-    yield "tree", _tree_text(main)
+    yield "tree", tree_text(main)
     parts = ", ".join(
-        f"{name.replace('_', ' ')} {_seconds(value)}" for name, value in main.part_seconds.items() if value
+        f"{name.replace('_', ' ')} {seconds_text(value)}" for name, value in main.part_seconds.items() if value
     )
-    yield "round", f"{_seconds(tree.round_seconds)}: {parts} (they overlap)"
-    yield "layers", f"{main.format_name}{', packed' if main.is_packed else ''}: {_tiers(main)}"
+    yield "round", f"{seconds_text(tree.round_seconds)}: {parts} (they overlap)"
+    yield "layers", f"{main.format_name}{', packed' if main.is_packed else ''}: {tiers_text(main)}"
     if main.streams:
         ring = f"{format_bytes(placed.streamed_bytes)} move in every pass, through {placed.residency.num_slots} slots"
         yield "ring", f"{ring} ({format_bytes(placed.ring_bytes)})"
@@ -166,19 +166,21 @@ def _first_token_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
             continue
         num_passes = len(found.pass_tokens)
         parts = {"stream": found.stream_seconds, "compute": found.compute_seconds, "draft": found.draft_seconds}
-        words = ", ".join(f"{part} {_seconds(seconds)}" for part, seconds in parts.items() if seconds)
+        words = ", ".join(f"{part} {seconds_text(seconds)}" for part, seconds in parts.items() if seconds)
         context = (
             "" if found.context_tokens == report.question.context_tokens else f" (--context {found.context_tokens})"
         )
         passes = "1 pass" if num_passes == 1 else f"{num_passes} passes"
-        yield name, f"{_seconds(found.seconds)}, {passes}: {words}{context}"
+        yield name, f"{seconds_text(found.seconds)}, {passes}: {words}{context}"
 
 
 def _change_rows(report: "PlanReport") -> Iterator[tuple[str, str]]:
     for change, seconds in report.what_ifs.items():
         more, share = seconds - report.main.seconds_per_token, report.saved_share(seconds)
-        brought = f"{-100 * share:+.1f} % ({'+' if more >= 0 else '-'}{_seconds(abs(more))})" if share else "no change"
-        yield change, f"{_seconds(seconds)}/token, {brought}"
+        brought = (
+            f"{-100 * share:+.1f} % ({'+' if more >= 0 else '-'}{seconds_text(abs(more))})" if share else "no change"
+        )
+        yield change, f"{seconds_text(seconds)}/token, {brought}"
 
 
 def _settings(report: "PlanReport") -> str:
@@ -200,7 +202,8 @@ def _settings(report: "PlanReport") -> str:
     return " ".join([*words, f"--context {question.context_tokens}"])
 
 
-def _tree_text(option: "PlanOption") -> str:
+def tree_text(option: "PlanOption") -> str:
+    """Return the size of the tree and what it brings."""
     tree = option.tree
     if tree.num_nodes == 1:
         return "none: one token per pass"
@@ -209,7 +212,8 @@ def _tree_text(option: "PlanOption") -> str:
     return f"{size}, {tree.expected_tokens:.2f} tokens expected per pass"
 
 
-def _tiers(option: "PlanOption") -> str:
+def tiers_text(option: "PlanOption") -> str:
+    """Return how many layers lie where."""
     placed = option.placement
     tiers = (
         (placed.num_resident_layers, placed.resident_bytes, "on the device"),
@@ -237,8 +241,9 @@ def _other_text(option: "PlanOption | BudgetError") -> str:
     return f"{_rate(option.seconds_per_token)}, {streamed}, {_size(option.tree)}, bound by {_BOUNDS[option.bound]}"
 
 
-def _print_rows(out: Console, rows: Iterable[tuple[str, str]]) -> None:
-    print_grid(((Text(f"  {label}"), Text(one_line(text))) for label, text in rows), out)
+def print_rows(out: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Print labels and texts in two columns."""
+    print_grid(((Text(f"  {one_line(label)}"), Text(one_line(text))) for label, text in rows), out)
 
 
 def _size(tree: "TreeChoice") -> str:
@@ -246,10 +251,11 @@ def _size(tree: "TreeChoice") -> str:
 
 
 def _rate(seconds_per_token: float) -> str:
-    return f"{_seconds(seconds_per_token)}/token ({1 / seconds_per_token:.3g} tokens/s)"
+    return f"{seconds_text(seconds_per_token)}/token ({1 / seconds_per_token:.3g} tokens/s)"
 
 
-def _seconds(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """Return `1.2 s` or `12 ms`."""
     return f"{seconds:.3g} s" if seconds >= 0.01 else f"{1000 * seconds:.3g} ms"
 
 

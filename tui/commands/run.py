@@ -31,13 +31,15 @@ from runtime.prompts.headless import (
 )
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import PromptRequest
-from runtime.prompts.result_file import ResultFile, ResultStream
+from runtime.prompts.result_file import ResultFile, ResultStream, finished_ids
 from runtime.prompts.result_format import ResultFormat
 from runtime.prompts.result_order import InputOrder, first_lines
+from tui.commands.dry_run import show_dry_run
 from tui.commands.on_ray import answer_on_ray
 from tui.environment import packaged_prompts
 from tui.options import BatchConfig, ComparingConfig, Quiet, TurnOptions, typed_fields, with_option_groups
 from tui.printing import RunProgress, cost_line, locate_in_sight, open_session_in_sight, progress_console
+from tui.report.run_report import RunReport, check_report_path
 from tui.terminal_text import one_line, strip_terminal_escapes
 
 if TYPE_CHECKING:
@@ -89,6 +91,22 @@ def run(
             show_default="this process",
         ),
     ] = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html|FILE.md",
+            help="At the end write a page about the run: speed, guesses kept, link, slow and failed prompts.",
+            show_default="none",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Answer nothing: say what is wrong with lines, and predict tokens, passes and time without loading.",
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> int:
     """Answer a prompt file; results are JSON lines.
@@ -102,24 +120,45 @@ def run(
     shown here.
     """
     check_resumable(output, is_resumed=resume)
+    if report_file is not None:
+        check_report_path(report_file, output, is_dry=dry_run)
     unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
     items, result_format = read_prompts_or_batch(
         prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen
     )
     console = progress_console(is_quiet=quiet)
+    if dry_run:
+        done = () if output is None else finished_ids(output, result_format, is_resumed=resume)
+        pending = pending_items(items, done)
+        show_dry_run(config, first_lines(pending, limit), console, num_done=len(items) - len(pending))
+        return 0
     num_errors = 0
     with ExitStack() as stack:
         results = open_results(stack, output, result_format, is_resumed=resume)
-        items = first_lines(pending_items(items, results.finished_ids), limit)
+        pending = pending_items(items, results.finished_ids)
+        num_done, items = len(items) - len(pending), first_lines(pending, limit)
         written = InputOrder(results, items) if in_order or output is None else results
+        report = None
+        if report_file is not None:
+            report = RunReport.of(report_file, prompts, num_prompts=len(items), num_done=num_done)
+            report.note_settings(
+                *((group, typed_fields(command_line, type(group))) for group in (config, params, turns))
+            )
+            stack.enter_context(report)
         if ray is not None:
-            num_errors = answer_on_ray(ray, config, items, written, console)
+            num_errors = answer_on_ray(ray, config, items, written, console, report=report)
         else:
+            if report is not None:
+                config = report.predict(config, items, console)
             opened = stack.enter_context(_opened(config, items, console, is_quiet=quiet, is_early=True))
+            if report is not None and opened is not None:
+                report.describe(opened)
             late = (lambda: None) if opened is None else (lambda: opened.load_progress)
             progress = stack.enter_context(RunProgress(console, num_prompts=len(items), late=late))
             for event in run_prompts(_generate_all(opened), items):
                 progress.show(event)
+                if report is not None:
+                    report.observe(event)
                 if isinstance(event, PromptResult):
                     written.append(event)
                     num_errors += event.error is not None

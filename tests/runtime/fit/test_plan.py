@@ -8,7 +8,7 @@ from offload.errors import BudgetError
 from profiles.builtin_profiles import builtin_pairs
 from runtime.errors import OptionError
 from runtime.fit.machine import Basis, reference_machine
-from runtime.fit.plan import make_plan, planned_acceptance
+from runtime.fit.plan import PlacedPlan, _Planning, make_plan, planned_acceptance
 from runtime.fit.plan_question import resolve_question
 from runtime.fit.plan_report import PlanOption
 from runtime.fit.request import PlanRequest
@@ -405,3 +405,20 @@ def test_more_prompts_than_memory_holds_are_refused_in_a_sentence():
         planned(context_tokens=8192, num_prompts=256)
     with pytest.raises(OptionError, match="it must be 1 to 1024"):
         PlanRequest(num_prompts=0)
+
+
+def test_what_lies_already_is_priced_like_a_plan_of_it_by_how_many_texts_there_are():
+    machine = reference_machine("l40")
+    for number, draft in ((1, "llama-3-8b"), (8, "llama-3-8b"), (8, "none")):
+        asked = PlanRequest(draft=draft, draft_format="int8", context_tokens=1024, num_prompts=number, pack="off")
+        question, whole = resolve_question(asked), make_plan(resolve_question(asked), machine).main
+        held = whole.draft_held
+        need = _Planning(question, machine, {})._place("bfloat16", held)[0]
+        placed = PlacedPlan.of(question, machine, need, whole.placement, held=held, profile=None)
+        assert placed.option(number).tree == whole.tree
+        if number > 1:
+            assert placed.option(1).seconds_per_token <= whole.seconds_per_token
+        costs, target_seconds, reading_seconds = placed.reading()
+        assert costs.round_seconds(1, 0.0)[0] <= whole.tree.round_seconds
+        assert 0 < target_seconds(16, 0) < target_seconds(4096, 0)
+        assert (reading_seconds is None) == (draft == "none")

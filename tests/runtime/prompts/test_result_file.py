@@ -16,7 +16,8 @@ from runtime.errors import OptionError
 from runtime.events import Finished
 from runtime.prompts import result_file
 from runtime.prompts.headless import PromptResult
-from runtime.prompts.result_file import ResultFile, ResultStream, format_record
+from runtime.prompts.result_file import ResultFile, ResultStream, finished_ids, format_record
+from runtime.prompts.result_format import OWN_FORMAT
 from tests.support.answer_fakes import STATISTICS
 from tests.support.paths import ROOT
 
@@ -434,3 +435,18 @@ def test_lines_that_somebody_adds_meanwhile_are_left_in_peace(tmp_path):
         file.append(OTHER)
     assert file.kept_in is None
     assert path.read_bytes() == line(GOOD) + b"a note\n" + line(OTHER)
+
+
+def test_what_a_file_answers_can_be_told_without_touching_it(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert not finished_ids(path, OWN_FORMAT, is_resumed=True) and not path.exists()
+    append(path, GOOD, FAILED)
+    with path.open("ab") as file:
+        file.write(line(OTHER)[:-9])
+    before = path.read_bytes()
+    assert finished_ids(path, OWN_FORMAT, is_resumed=True) == {"a"}
+    assert path.read_bytes() == before
+    with pytest.raises(OptionError, match="already holds something; add --resume"):
+        finished_ids(path, OWN_FORMAT, is_resumed=False)
+    with pytest.raises(OptionError, match="cannot be opened for results"):
+        finished_ids(tmp_path / "missing" / "results.jsonl", OWN_FORMAT, is_resumed=True)
