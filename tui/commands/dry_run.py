@@ -93,7 +93,10 @@ def _print_basis(out: Console, forecast: "Forecast") -> None:
     print_rows(out, ((what, f"{basis}: {words}") for what, basis, words in report.basis_lines))
     notes = ["answers that end by themselves take less"]
     if report.main.measured_at is None:
-        notes.append("this pair of models was not measured here; overstory calibrate makes the figures surer")
+        notes.append(
+            "this pair of models was not measured here, and rounds on a processor may take twice as long as single "
+            "products foretell; overstory calibrate makes the figures surer"
+        )
     if forecast.plan.config.num_graft_nodes:
         notes.append("continuations that the text itself holds are not counted; they make it faster")
     for note in (forecast.plan.draft_note, *report.notes, *notes):
