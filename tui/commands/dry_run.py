@@ -94,8 +94,8 @@ def _print_basis(out: Console, forecast: "Forecast") -> None:
     notes = ["answers that end by themselves take less"]
     if report.main.measured_at is None:
         notes.append(
-            "this pair of models was not measured here, and rounds on a processor may take twice as long as single "
-            "products foretell; overstory calibrate makes the figures surer"
+            "this pair of models was not measured here, and rounds on a processor may take up to three times as long "
+            "as single products foretell; overstory calibrate makes the figures surer"
         )
     if forecast.plan.config.num_graft_nodes:
         notes.append("continuations that the text itself holds are not counted; they make it faster")

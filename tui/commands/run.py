@@ -128,6 +128,8 @@ def run(
     )
     console = progress_console(is_quiet=quiet)
     if dry_run:
+        if ray is not None:
+            raise OptionError("--dry-run predicts a run of this machine alone; leave out --ray or --dry-run")
         done = () if output is None else finished_ids(output, result_format, is_resumed=resume)
         pending = pending_items(items, done)
         show_dry_run(config, first_lines(pending, limit), console, num_done=len(items) - len(pending))

@@ -88,3 +88,8 @@ def test_hostile_lines_reach_the_terminal_as_text(folder, tmp_path, capsys):
     assert run(path, folder, "--raw", "--draft", "none") == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "[bold]x" in out
+
+
+def test_other_machines_are_not_predicted(folder, tmp_path, capsys):
+    assert run(prompt_file(tmp_path / "prompts.jsonl", "the cat"), folder, "--ray", "local") == 2
+    assert "--dry-run predicts a run of this machine alone" in capsys.readouterr().err
