@@ -1,10 +1,11 @@
-"""Makes text from models, files and other programs safe to print on a terminal: escapes are removed, or made visible.
+"""Makes text safe to print on a terminal, where escapes are removed, or made visible; and words for counts and times.
 
 A model can emit escape sequences that move the cursor, rewrite the screen, set the clipboard or ask the terminal to
 type. Sequences as in ECMA-48: CSI, the string sequences (OSC, DCS, SOS, PM, APC) and two-byte escapes.
 """
 
 import re
+from datetime import timedelta
 
 _SEQUENCE = re.compile(
     r"""
@@ -56,3 +57,13 @@ def one_line(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return `1 node` or `1,200 nodes`, for nouns whose plural is regular."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def seconds_text(seconds: float) -> str:
+    """Return `1.2 s` or `12 ms`."""
+    return f"{seconds:.3g} s" if seconds >= 0.01 else f"{1000 * seconds:.3g} ms"
+
+
+def clock_text(seconds: float) -> str:
+    """Return `0:12:31`, with the days before it where there are any."""
+    return str(timedelta(seconds=round(seconds)))

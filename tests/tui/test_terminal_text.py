@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from tui.terminal_text import one_line, show_terminal_escapes, strip_terminal_escapes
+from tui.terminal_text import clock_text, one_line, seconds_text, show_terminal_escapes, strip_terminal_escapes
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,8 @@ def test_what_is_shown_has_nothing_to_strip():
     text = "\x1b]0;t\x07\x9b2J\x00 and text\n"
     assert strip_terminal_escapes(show_terminal_escapes(text)) == show_terminal_escapes(text)
     assert show_terminal_escapes(show_terminal_escapes(text)) == show_terminal_escapes(text)
+
+
+def test_times_are_told_in_words():
+    assert [seconds_text(each) for each in (1.234, 0.01, 0.0042)] == ["1.23 s", "0.01 s", "4.2 ms"]
+    assert (clock_text(61.4), clock_text(90_000)) == ("0:01:01", "1 day, 1:00:00")

@@ -10,11 +10,10 @@ from rich.text import Text
 from runtime.config import EngineConfig
 from runtime.prompts.headless import PromptItem
 from runtime.prompts.prompt_file import BadLine, PromptRequest
-from tui.commands.plan import print_rows, seconds_text, tiers_text, tree_text
+from tui.commands.plan import print_rows, tiers_text, tree_text
 from tui.environment import cache_folder
 from tui.printing import announce
-from tui.report.content import clock_text
-from tui.terminal_text import counted, one_line
+from tui.terminal_text import clock_text, counted, one_line, seconds_text
 
 if TYPE_CHECKING:
     from runtime.engine.forecast import Forecast

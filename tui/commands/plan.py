@@ -23,7 +23,7 @@ from tui.commands.plot_file import check_plot_path, save_figure
 from tui.environment import cache_folder
 from tui.options import Quiet, with_option_groups
 from tui.printing import announce, print_grid, progress_console
-from tui.terminal_text import one_line
+from tui.terminal_text import one_line, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -252,11 +252,6 @@ def _size(tree: "TreeChoice") -> str:
 
 def _rate(seconds_per_token: float) -> str:
     return f"{seconds_text(seconds_per_token)}/token ({1 / seconds_per_token:.3g} tokens/s)"
-
-
-def seconds_text(seconds: float) -> str:
-    """Return `1.2 s` or `12 ms`."""
-    return f"{seconds:.3g} s" if seconds >= 0.01 else f"{1000 * seconds:.3g} ms"
 
 
 def curves_of(report: "PlanReport") -> "dict[int, NDArray[np.float64]]":

@@ -120,16 +120,18 @@ def run(
     shown here.
     """
     check_resumable(output, is_resumed=resume)
+    if dry_run and report_file is not None:
+        raise OptionError("--report is written at the end of a run; leave out --report or --dry-run")
+    if dry_run and ray is not None:
+        raise OptionError("--dry-run predicts a run of this machine alone; leave out --ray or --dry-run")
     if report_file is not None:
-        check_report_path(report_file, output, is_dry=dry_run)
+        check_report_path(report_file, output)
     unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
     items, result_format = read_prompts_or_batch(
         prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen
     )
     console = progress_console(is_quiet=quiet)
     if dry_run:
-        if ray is not None:
-            raise OptionError("--dry-run predicts a run of this machine alone; leave out --ray or --dry-run")
         done = () if output is None else finished_ids(output, result_format, is_resumed=resume)
         pending = pending_items(items, done)
         show_dry_run(config, first_lines(pending, limit), console, num_done=len(items) - len(pending))

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from offload.units import format_bytes
 from runtime.prompts.run_record import Bin, RunRecord
 from tui.report.page import Chart, Facts, Page, Section, Table
-from tui.terminal_text import counted
+from tui.terminal_text import clock_text, counted, seconds_text
 
 if TYPE_CHECKING:
     from runtime.engine.forecast import Forecast
@@ -90,7 +90,7 @@ def _outcome(about: AboutRun, record: RunRecord) -> Iterator[Facts]:
                 "passes",
                 f"{record.num_passes:,}, {record.num_rounds / record.num_passes:.3g} prompts in each; "
                 f"{record.num_tokens / record.num_passes:.3g} tokens and "
-                f"{seconds_text(record.round_seconds / record.num_passes)} a pass",
+                f"{duration_text(record.round_seconds / record.num_passes)} a pass",
             )
         )
         nodes = f"{record.num_nodes / record.num_rounds:.3g} nodes a prompt"
@@ -215,7 +215,7 @@ def _slowest(record: RunRecord) -> Iterator[Table]:
                 str(each.line_number),
                 f"{each.prompt_tokens:,}",
                 f"{each.new_tokens:,}",
-                seconds_text(each.seconds),
+                duration_text(each.seconds),
             )
             for each in sorted(record.slowest, reverse=True)
         ]
@@ -235,11 +235,6 @@ def tokens_of(record: RunRecord) -> int:
     return record.num_tokens or record.total.new_tokens
 
 
-def seconds_text(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Return `1.2 s`, or hours, minutes and seconds for a minute or more."""
-    return f"{seconds:.3g} s" if seconds < 60 else clock_text(seconds)
-
-
-def clock_text(seconds: float) -> str:
-    """Return `0:12:31`, with the days before it where there are any."""
-    return str(timedelta(seconds=round(seconds)))
+    return seconds_text(seconds) if seconds < 60 else clock_text(seconds)

@@ -36,14 +36,9 @@ if TYPE_CHECKING:
 _WRITERS = {".html": to_html, ".md": to_markdown}
 
 
-def check_report_path(path: Path, output: Path | None, *, is_dry: bool = False) -> None:
-    """Raise OptionError for a file that could not be written, or would overwrite the results: before anything runs.
-
-    `is_dry`: whether nothing is going to run, of which there is no report.
-    """
+def check_report_path(path: Path, output: Path | None) -> None:
+    """Raise OptionError for a file that could not be written, or would overwrite the results: before anything runs."""
     name = f"--report {one_line(str(path))!r}"
-    if is_dry:
-        raise OptionError("--report is written at the end of a run; leave out --report or --dry-run")
     if path.suffix.lower() not in _WRITERS:
         raise OptionError(f"{name} must end in {' or '.join(_WRITERS)}")
     if output is not None and _is_same_file(path, output):

@@ -9,7 +9,7 @@ from runtime.prompts.headless import PromptEvent, PromptResult
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.prompts.run_record import RunRecord
 from tests.support.answer_fakes import ROUND, statistics
-from tui.report.content import WITHOUT_ROUNDS, AboutRun, clock_text, page_of, seconds_text
+from tui.report.content import WITHOUT_ROUNDS, AboutRun, duration_text, page_of
 from tui.report.html_page import to_html
 from tui.report.markdown_page import to_markdown
 from tui.report.page import Chart, Facts, Table
@@ -129,4 +129,4 @@ def test_what_was_predicted_stands_beside_what_was_measured():
 
 
 def test_times_are_told_for_people():
-    assert (seconds_text(1.234), seconds_text(61.4), clock_text(90_000)) == ("1.23 s", "0:01:01", "1 day, 1:00:00")
+    assert (duration_text(1.234), duration_text(61.4), duration_text(90_000)) == ("1.23 s", "0:01:01", "1 day, 1:00:00")
