@@ -230,6 +230,9 @@ class CostLearner:
         self.num_rows = 0
         """Tokens of the text, whose keys and values the next pass finds; those of layers that they travel with cross
         the link."""
+        self.covered_tokens: float | None = None
+        """Tokens that are computed while all copies and reads run, by the first pass, which is too cold for more; None
+        before it."""
         self._shape = shape
         self._initial = initial
         self._is_cold = True
@@ -247,11 +250,15 @@ class CostLearner:
 
         Nor one that waited for layers that were still being loaded.
         """
-        if self._is_cold or done.pass_statistics.is_loading:
+        statistics = done.pass_statistics
+        if self._is_cold or statistics.is_loading:
+            if not statistics.is_loading and statistics.compute_seconds > 0:
+                moving_seconds = max(statistics.link_busy_seconds, statistics.disk_busy_seconds)
+                self.covered_tokens = done.num_pass_tokens * moving_seconds / statistics.compute_seconds
             self._is_cold = False
             return
         if all_row_bytes := sum(self._shape.row_bytes):
-            self.num_rows = done.pass_statistics.cache_bytes_sent // all_row_bytes
+            self.num_rows = statistics.cache_bytes_sent // all_row_bytes
         initial = None if self._initial is None else self._with_rows(self._initial)
         for part, size, seconds in _measured_parts(done):
             expected = size if initial is None else _expected_seconds(initial, part, size, done)

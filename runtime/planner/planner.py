@@ -23,7 +23,7 @@ from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first
 
 FIRST_SHAPE = (24, 8)
-"""Nodes and levels of the tree before anything was measured."""
+"""Nodes and levels of the tree before anything was measured; texts that share a pass share the nodes too."""
 NUM_EAGER_ROUNDS = 4
 """Rounds after each of which the tree is chosen anew; later every REPLAN_ROUNDS, or while a step was too short."""
 REPLAN_ROUNDS = 8
@@ -81,7 +81,7 @@ class TreePlanner:
         self._num_texts = 1
         self._fixed_shape = fixed_shape
         self._has_profile = initial_costs is not None
-        self._shape = fixed_shape or (min(FIRST_SHAPE[0], self._most_nodes), FIRST_SHAPE[1])
+        self._shape = fixed_shape or self._first_shape()
         self._num_rounds = 0
         self._num_plain_rounds, self._probe_rounds = 0, PROBE_ROUNDS
         self._is_resident = all(size is None for size in stream.streamed_bytes)
@@ -160,6 +160,18 @@ class TreePlanner:
         """Of one text's tree."""
         return max(1, min(self._text_nodes, self._max_nodes // self._num_texts))
 
+    def _first_shape(self) -> tuple[int, int]:
+        """Nodes and levels while costs are unknown: for many texts no more than is computed while layers are copied.
+
+        Where computation bounds the pass, sixteen trees of the first shape took ten times as long as sixteen roots.
+        """
+        num_nodes, num_levels = FIRST_SHAPE
+        if self._num_texts > 1:
+            covered = int(self._learner.covered_tokens or num_nodes) // self._num_texts
+            num_nodes = min(num_nodes, max(PROBE_SHAPE[0], covered))
+            num_levels = min(num_levels, num_nodes - 1)
+        return min(num_nodes, self._most_nodes), num_levels
+
     def _costs(self) -> RoundCosts:
         """What rounds of so many texts cost, by the size of each one's tree."""
         costs = self._learner.costs()
@@ -171,10 +183,9 @@ class TreePlanner:
             return
         if self._learner.is_known:
             self._choose(is_free=self._has_profile)
-        elif isinstance(self._tree, GrowthLimits):
-            self._tree = growth_limits(min(self._shape[0], self._most_nodes), self._shape[1])
-        else:
-            self._tree = self._grown(*self._shape)
+            return
+        self._shape = self._first_shape()
+        self._tree = growth_limits(*self._shape) if isinstance(self._tree, GrowthLimits) else self._grown(*self._shape)
 
     def _tree_beside(self, loading_seconds: float, *, max_levels: int) -> TreeShape:
         """The best tree of a pass that cannot end sooner; it may compute and draft meanwhile."""
@@ -214,6 +225,8 @@ class TreePlanner:
         for each in rounds:
             self._learn_tokens(each, is_probe=was_probed or done.pass_statistics.is_loading)
         self._num_rounds += 1
+        if not self._learner.is_known and self._num_texts > 1:
+            self._refit()  # the first pass says what the link leaves room for
         if self._fixed_shape is not None or not self._learner.is_known or self._most_nodes == 1:
             return
         is_eager = self._num_rounds <= NUM_EAGER_ROUNDS or self._is_step_short

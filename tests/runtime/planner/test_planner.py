@@ -11,7 +11,7 @@ import pytest
 from runtime.config import MAX_TREE_LEVELS
 from runtime.planner.costs import CostTable, RoundCosts, StreamShape
 from runtime.planner.growth import YieldLearner
-from runtime.planner.planner import FIRST_SHAPE, PLAIN_ROUNDS, PROBE_ROUNDS, PairPrior, TreePlanner
+from runtime.planner.planner import FIRST_SHAPE, PLAIN_ROUNDS, PROBE_ROUNDS, PROBE_SHAPE, PairPrior, TreePlanner
 from runtime.planner.tree_choice import TreeChoice, choose_tree
 from runtime.speculation.token_tree import TreeTopology
 from runtime.speculation.tree_search import best_first
@@ -351,9 +351,21 @@ def test_plain_decoding_is_not_blamed_for_what_trees_failed_to_bring(monkeypatch
 
 def test_texts_that_share_a_pass_share_the_nodes_that_it_may_have() -> None:
     planner = planner_for(max_nodes=64)
-    assert planner.shape(max_levels=100, num_texts=8).num_nodes == 8
-    assert planner.shape(max_levels=100, num_texts=2).num_nodes == FIRST_SHAPE[0]
+    assert planner.shape(max_levels=100, num_texts=2).num_nodes == FIRST_SHAPE[0] // 2
+    assert planner.shape(max_levels=100, num_texts=32).num_nodes == 2
     assert planner.shape(max_levels=100, num_texts=100).num_nodes == 1
+    assert planner.shape(max_levels=100).num_nodes == FIRST_SHAPE[0]
+
+
+@pytest.mark.parametrize(("link", "num_nodes"), [(1e9, PROBE_SHAPE[0]), (4e7, 12), (1e6, FIRST_SHAPE[0])])
+def test_the_first_trees_of_many_texts_are_as_large_as_the_link_covers(link: float, num_nodes: int) -> None:
+    """Sixteen trees of 24 nodes took ten times as long as sixteen roots on a disk that a pass hardly waits for."""
+    machine = Machine(link=link, compute=(0.0, 1e-3), draft=(0.01, 1e-4))
+    planner = planner_for(max_nodes=1000)
+    assert planner.shape(max_levels=100, num_texts=16).num_nodes == PROBE_SHAPE[0]
+    machine.observe(planner, 300, (1, 2))
+    assert planner.costs is None
+    assert planner.shape(max_levels=100, num_texts=16).num_nodes == num_nodes
 
 
 def test_a_tree_of_many_texts_is_the_best_for_what_their_rounds_cost() -> None:
