@@ -231,8 +231,8 @@ class CostLearner:
         """Tokens of the text, whose keys and values the next pass finds; those of layers that they travel with cross
         the link."""
         self.covered_tokens: float | None = None
-        """Tokens that are computed while all copies and reads run, by the first pass, which is too cold for more; None
-        before it."""
+        """How many tokens are computed in the time that all copies and reads take, as the first pass says, which is too
+        cold to teach anything else; None before it."""
         self._shape = shape
         self._initial = initial
         self._is_cold = True
