@@ -58,11 +58,13 @@ def run_headless(
     *,
     counts: Sequence[int],
     num_alone: int = 2,
+    plain_tokens: int | None = None,
     steps_per_pass: float | None = None,
 ) -> Generator[str, None, dict[str, Any]]:
     """Answer the first `counts` of the requests together, and the first `num_alone` one at a time; compare the rates.
 
-    `config` names a draft; its `num_texts` are the most at a time, None as many as `run` would take. With
+    `config` names a draft; its `num_texts` are the most at a time, None as many as `run` would take. Without trees an
+    answer has at most `plain_tokens`, where given: each pass brings a text one token there, so fewer tell the rate. With
     `steps_per_pass` over a link on which a pass takes so many draft steps. Raises OptionError if there are fewer
     requests than the largest count.
     """
@@ -77,16 +79,19 @@ def run_headless(
     alone: dict[str, Run] = {}
     together: dict[str, dict[str, Run]] = {}
     ways = {
-        "tree": config,
-        "plain": replace(config, draft="none", tree="auto", draft_format="auto", share_layers=False),
+        "tree": (config, requests),
+        "plain": (
+            replace(config, draft="none", tree="auto", draft_format="auto", share_layers=False),
+            requests if plain_tokens is None else [_shortened(request, plain_tokens) for request in requests],
+        ),
     }
-    for name, way in ways.items():
-        alone[name] = _answer_all(replace(way, num_texts=1), requests[:num_alone])
+    for name, (way, texts) in ways.items():
+        alone[name] = _answer_all(replace(way, num_texts=1), texts[:num_alone])
         yield f"{name}, one at a time: {alone[name].tokens_per_second:.3f} tokens/s"
     for count in counts:
         together[str(count)] = {}
-        for name, way in ways.items():
-            run = together[str(count)][name] = _answer_all(way, requests[:count])
+        for name, (way, texts) in ways.items():
+            run = together[str(count)][name] = _answer_all(way, texts[:count])
             ratio = run.tokens_per_second / alone[name].tokens_per_second
             yield f"{name}, {count} prompts together: {run.tokens_per_second:.3f} tokens/s, {ratio:.2f} times"
     best = {name: max(runs.values(), key=lambda run: run.tokens_per_second) for name, runs in together.items()}
@@ -98,6 +103,11 @@ def run_headless(
         # the best way together over the best one at a time
         "speedup": {count: run.tokens_per_second / best_alone.tokens_per_second for count, run in best.items()},
     }
+
+
+def _shortened(request: PromptRequest, most_tokens: int) -> PromptRequest:
+    params = request.params
+    return replace(request, params=replace(params, max_new_tokens=min(params.max_new_tokens, most_tokens)))
 
 
 def _answer_all(config: EngineConfig, requests: Sequence[PromptRequest]) -> Run:

@@ -214,6 +214,12 @@ def headless(
     ] = None,
     alone: Annotated[int, typer.Option(help="Prompts answered one at a time.", min=1)] = 2,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 32,
+    plain_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of each answer without trees, where fewer are enough.", min=2, show_default="as with trees"
+        ),
+    ] = None,
     steps_per_pass: Annotated[
         float | None,
         typer.Option(
@@ -238,7 +244,10 @@ def headless(
     config = settle_draft_in_sight(config, requests[: max(counts)], console)
     from runtime.bench.headless import run_headless
 
-    _show(run_headless(config, requests, counts=counts, num_alone=alone, steps_per_pass=steps_per_pass), console)
+    report = run_headless(
+        config, requests, counts=counts, num_alone=alone, plain_tokens=plain_tokens, steps_per_pass=steps_per_pass
+    )
+    _show(report, console)
 
 
 @bench_app.command()
