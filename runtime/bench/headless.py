@@ -64,7 +64,7 @@ def run_headless(
     """Answer the first `counts` of the requests together, and the first `num_alone` one at a time; compare the rates.
 
     `config` names a draft; its `num_texts` are the most at a time, None as many as `run` would take. Without trees an
-    answer has at most `plain_tokens`, where given: each pass brings a text one token there, so fewer tell the rate. With
+    answer has at most `plain_tokens`, where given: each pass brings a text one token there: fewer tell the rate. With
     `steps_per_pass` over a link on which a pass takes so many draft steps. Raises OptionError if there are fewer
     requests than the largest count.
     """
