@@ -9,8 +9,8 @@ from collections.abc import Callable
 from textual.theme import Theme
 
 from profiles.errors import BadInputError
+from tui.chat.changes import Changes, Trouble
 from tui.chat.commands.slash import known_command
-from tui.chat.dialogue import Changes, Trouble
 from tui.chat.display import OFFER, ChatDisplay
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded

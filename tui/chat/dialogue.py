@@ -6,14 +6,26 @@ what makes no sense now.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
+from tui.chat.changes import (
+    Change,
+    Changes,
+    ConversationLeft,
+    EditBegun,
+    PromptReturned,
+    TextCame,
+    Trouble,
+    TroubleKind,
+    TurnsChanged,
+    Waiting,
+)
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.context import context_words
 from tui.chat.engine.messages import (
@@ -44,81 +56,12 @@ from tui.chat.store.records import (
 from tui.chat.store.store import ConversationStore
 
 _BUSY = "an answer is being written; press Esc to stop it first"
-TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
-"""Each leaves something else to decide."""
 _FAILURES: Mapping[str, TroubleKind] = {
     "input": "input",
     "context": "context",
     "memory": "memory",
     "stopped": "no model",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TurnsChanged:
-    """The open conversation must be shown anew: another one was opened, turns were dropped or left out, perhaps with
-    others in their place, or its last answer is being written on."""
-
-
-@dataclass(frozen=True, slots=True)
-class TextCame:
-    """More of an answer of the open conversation has come."""
-
-    text: str
-    """As the model wrote it."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptReturned:
-    """A prompt that could not be sent, or was taken back, belongs in the prompt area again."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class EditBegun:
-    """The last prompt is to be changed; what is being written waits meanwhile."""
-
-    text: str
-    """The prompt as it was sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationLeft:
-    """Another conversation is open now; what was written in this one and not sent stays with it."""
-
-    conversation_id: int | None
-    waiting: tuple[str, ...]
-    """Prompts that waited to be sent, in order."""
-    edited_id: int
-    """The prompt that was being changed; 0 for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A prompt that is sent once the engine is free."""
-
-    text: str
-    edited_id: int | None
-    """The prompt that it is to take the place of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Something did not work; nothing that was said is lost."""
-
-    kind: TroubleKind
-    """What can be done about it depends on this."""
-    sentence: str
-    """What, where and what to do next; may hold anything that a model's name or path holds."""
-    full: ContextFull | None = None
-    """What makes room, where the context is full."""
-
-
-Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | EditBegun | ConversationLeft | Trouble | str
-"""A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
-worth a word in passing."""
-Changes = tuple[Change, ...]
 
 
 class Dialogue:

@@ -17,11 +17,10 @@ from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
 from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name
-from tui.chat.dialogue import (
+from tui.chat.changes import (
     Change,
     Changes,
     ConversationLeft,
-    Dialogue,
     EditBegun,
     PromptReturned,
     TextCame,
@@ -29,6 +28,7 @@ from tui.chat.dialogue import (
     TroubleKind,
     TurnsChanged,
 )
+from tui.chat.dialogue import Dialogue
 from tui.chat.drafts import DraftKeeper
 from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel

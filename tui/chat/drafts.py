@@ -3,7 +3,8 @@
 from contextlib import suppress
 
 from profiles.errors import BadInputError
-from tui.chat.dialogue import ConversationLeft, Dialogue
+from tui.chat.changes import ConversationLeft
+from tui.chat.dialogue import Dialogue
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.drafts import Draft
 from tui.chat.store.store import ConversationStore

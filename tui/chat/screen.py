@@ -16,9 +16,9 @@ from textual.widgets import Footer, Input, Static, TextArea
 
 from runtime.errors import OptionError
 from tui.chat.actions import Actions
+from tui.chat.changes import PromptReturned, Trouble
 from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import complete_command, is_command, message_text, parse_command, paths_for, whole_command
-from tui.chat.dialogue import PromptReturned, Trouble
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied

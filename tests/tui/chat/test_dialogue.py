@@ -10,15 +10,8 @@ from runtime.config import EngineConfig, SamplingParams
 from runtime.events import TextDelta
 from runtime.prompts.prompt_file import Message
 from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
-from tui.chat.dialogue import (
-    ConversationLeft,
-    Dialogue,
-    EditBegun,
-    PromptReturned,
-    TextCame,
-    Trouble,
-    TurnsChanged,
-)
+from tui.chat.changes import ConversationLeft, EditBegun, PromptReturned, TextCame, Trouble, TurnsChanged
+from tui.chat.dialogue import Dialogue
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, OfAnswer, SessionNote, StopAnswer
 from tui.chat.store.records import StoredMessage

@@ -9,7 +9,7 @@ from tests.support.chat_states import loading_report
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import assert_snapshot, screen_text
 from tests.support.widget_screens import resize
-from tui.chat.dialogue import Trouble
+from tui.chat.changes import Trouble
 from tui.chat.engine.messages import Answer, Failed, LoadModel, PassRunning
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import ChatSettings

@@ -8,8 +8,8 @@ from tests.support.chat_fakes import endless
 from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.actions import Actions
+from tui.chat.changes import TroubleKind
 from tui.chat.commands.registry import COMMANDS, find_command
-from tui.chat.dialogue import TroubleKind
 from tui.chat.display import CHOICES
 from tui.chat.screen import FOOTER_WORDS, ChatScreen
 

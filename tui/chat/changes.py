@@ -1,0 +1,77 @@
+"""What a step in a conversation changed, for the screen to show."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tui.chat.engine.messages import ContextFull
+from tui.chat.store.records import StoredMessage
+
+TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
+"""Each leaves something else to decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsChanged:
+    """The open conversation must be shown anew: another one was opened, turns were dropped or left out, perhaps with
+    others in their place, or its last answer is being written on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextCame:
+    """More of an answer of the open conversation has come."""
+
+    text: str
+    """As the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptReturned:
+    """A prompt that could not be sent, or was taken back, belongs in the prompt area again."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EditBegun:
+    """The last prompt is to be changed; what is being written waits meanwhile."""
+
+    text: str
+    """The prompt as it was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationLeft:
+    """Another conversation is open now; what was written in this one and not sent stays with it."""
+
+    conversation_id: int | None
+    waiting: tuple[str, ...]
+    """Prompts that waited to be sent, in order."""
+    edited_id: int
+    """The prompt that was being changed; 0 for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A prompt that is sent once the engine is free."""
+
+    text: str
+    edited_id: int | None
+    """The prompt that it is to take the place of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something did not work; nothing that was said is lost."""
+
+    kind: TroubleKind
+    """What can be done about it depends on this."""
+    sentence: str
+    """What, where and what to do next; may hold anything that a model's name or path holds."""
+    full: ContextFull | None = None
+    """What makes room, where the context is full."""
+
+
+Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | EditBegun | ConversationLeft | Trouble | str
+"""A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
+worth a word in passing."""
+Changes = tuple[Change, ...]
