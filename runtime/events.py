@@ -100,7 +100,7 @@ class Round:
     num_children: tuple[int, ...] = ()
     """For each of these nodes, how many of its children the draft proposed."""
     num_grafted: int = 0
-    """Nodes that were looked up in the text instead of drafted."""
+    """Nodes that were looked up in the text, or forced by the answer's rules, instead of drafted."""
     is_in_context: bool = False
     """Whether the tree took its shape from context."""
     token_ids: tuple[int, ...] = ()

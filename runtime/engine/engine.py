@@ -27,7 +27,7 @@ from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.grammar import AnswerGrammar
 from runtime.speculation.logit_processors import LogitProcessor, TextRules
-from runtime.speculation.lookup import GraftedTree, graft, lookup_branches
+from runtime.speculation.lookup import GraftedTree, forced_branches, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, scheme_for
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
@@ -301,7 +301,7 @@ class Engine:
         ]
         trees = yield from self._draft(ready, shapes, places)
         return [
-            _Growing(place, shape, self._graft(place.sequence, tree))
+            _Growing(place, shape, self._graft(place, tree))
             for place, shape, tree in zip(ready, shapes, trees, strict=True)
         ]
 
@@ -352,17 +352,19 @@ class Engine:
         self.drafter.follow(text[:num_tokens], chunk_tokens=PREFILL_CHUNK_TOKENS, num_left=num_left, lane=lane)
         self.prefill.observe_reading(self.drafter.num_committed_in(lane) - num_before, time.perf_counter() - begun)
 
-    def _graft(self, sequence: TokenSequence, tree: TokenTree) -> GraftedTree:
-        """Add continuations that the text itself holds, as far as caches, logits and context have room for them.
+    def _graft(self, place: _Place, tree: TokenTree) -> GraftedTree:
+        """Add continuations that rules force or the text holds, as far as caches, logits and context have room.
 
         A root alone stays so: it was chosen because every node costs more than it brings.
         """
-        can_graft = self.num_graft_nodes > 0 and tree.topology.num_nodes > 1
+        branches, text = [], place.sequence.text
+        if self.num_graft_nodes > 0 and tree.topology.num_nodes > 1:
+            branches = forced_branches(tree, place.choosing.processor) + lookup_branches(text, tree)
         return graft(
             tree,
-            lookup_branches(sequence.text, tree) if can_graft else [],
+            branches,
             max_nodes=tree.topology.num_nodes + self.num_graft_nodes,
-            max_levels=min(self.context_tokens - len(sequence.text), MAX_TREE_LEVELS),
+            max_levels=min(self.context_tokens - len(text), MAX_TREE_LEVELS),
         )
 
     def _run_target(

@@ -19,6 +19,9 @@ from runtime.tokenizer.json_schema import grammar_of, json_library, limits, reas
 
 MAX_KEPT_GRAMMARS = 64
 """Compiled ones, by schema: most lines of a file share a few."""
+BLANKS = (b" ", b"\t", b"\n", b"\r")
+MAX_SPELLINGS = 64
+"""A text that is forced has as many tokens that begin it; where more are allowed, none is."""
 
 
 class Grammars:
@@ -49,6 +52,8 @@ class Grammars:
         padded = [*token_bytes[:vocab_size], *[b""] * (vocab_size - len(token_bytes))]
         for token in self._ends:
             padded[token] = b""
+        self._token_bytes = padded
+        self._is_solid = np.array([bool(content) and not content.startswith(BLANKS) for content in padded])
         vocabulary = self._library.TokenizerWrapper(_Vocabulary(padded, min(self._ends)))
         self._tokenizer = self._library.LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=sorted(self._ends))
 
@@ -68,7 +73,13 @@ class Grammars:
         return self._answer(self._compiled[schema].deep_copy())
 
     def _answer(self, matcher: Any) -> "AnswerGrammar":
-        return AnswerGrammar(matcher, vocab_size=self._vocab_size, end_token_ids=self._ends)
+        return AnswerGrammar(
+            matcher,
+            vocab_size=self._vocab_size,
+            end_token_ids=self._ends,
+            token_bytes=self._token_bytes,
+            is_solid=self._is_solid,
+        )
 
 
 class _Vocabulary:
@@ -88,11 +99,24 @@ class _Vocabulary:
 class AnswerGrammar:
     """One answer's schema, and how far the answer is; behind its end token anything may stand."""
 
-    def __init__(self, matcher: Any, *, vocab_size: int, end_token_ids: frozenset[int]) -> None:
-        """`matcher`: llguidance's, at the beginning of an answer; `vocab_size` V: columns of every row."""
+    def __init__(
+        self,
+        matcher: Any,
+        *,
+        vocab_size: int,
+        end_token_ids: frozenset[int],
+        token_bytes: Sequence[bytes],
+        is_solid: NDArray[np.bool_],
+    ) -> None:
+        """`matcher`: llguidance's, at the beginning of an answer; `vocab_size` V: columns of every row.
+
+        `token_bytes` of each, none for ends and special ones; `is_solid` (V,): which of them begin with no blank.
+        """
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._ends = end_token_ids
+        self._token_bytes = token_bytes
+        self._is_solid = is_solid
         self._has_ended = False
         self._path: tuple[int, ...] = ()
         """Where the matcher stands: behind these tokens, which follow the answer."""
@@ -127,6 +151,28 @@ class AnswerGrammar:
             self.failure = reason(self._matcher.get_error())
             return None
         return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def forced(self, path_token_ids: Sequence[int] = (), *, max_tokens: int) -> tuple[int, ...]:
+        """Return what must follow a path if no blank does: at most so many tokens, the longest in each place.
+
+        Keys, and the signs between values. A proposal like any other: a blank may stand there, and shorter tokens.
+        Each token took 0.15 ms of a vocabulary of 152k, and so does a place where nothing is forced.
+        """
+        path = list(path_token_ids)
+        num_given = len(path)
+        while len(path) - num_given < max_tokens:
+            allowed = self.allowed(path)
+            if allowed is None or not allowed.any() or allowed[list(self._ends)].any():
+                break
+            solid = allowed & self._is_solid
+            spellings = np.flatnonzero(solid if solid.any() else allowed).tolist()
+            if len(spellings) > MAX_SPELLINGS:
+                break
+            longest = max(spellings, key=lambda token: len(self._token_bytes[token]))
+            if not all(self._token_bytes[longest].startswith(self._token_bytes[token]) for token in spellings):
+                break
+            path.append(longest)
+        return tuple(path[num_given:])
 
     def _go_to(self, path: tuple[int, ...]) -> bool:
         """Move the matcher behind a path, as far as that is allowed; return whether it is."""

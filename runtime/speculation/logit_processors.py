@@ -114,6 +114,14 @@ class LogitProcessor:
         result = self._ruled(row, path_token_ids)
         return result if self._grammar is None else self._grammar.masked(result, path_token_ids)
 
+    def forced(self, path_token_ids: Sequence[int] = (), *, max_tokens: int) -> tuple[int, ...]:
+        """Return what is bound to follow a path, or nearly: see `AnswerGrammar.forced`; at most so many tokens."""
+        given = self._params.forced_tokens[self._index_behind(path_token_ids) :][:max_tokens]
+        if self._grammar is None:
+            return given
+        path = (*path_token_ids, *given)
+        return (*given, *self._grammar.forced(path, max_tokens=max_tokens - len(given)))
+
     def _ruled(self, row: Row, path_token_ids: Sequence[int]) -> Row:
         """Return the row as penalties, bans and forced tokens leave it."""
         index = self._index_behind(path_token_ids)

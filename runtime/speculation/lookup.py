@@ -1,4 +1,4 @@
-"""Continuations looked up in the text itself, and how they are grafted onto a tree of drafts.
+"""Continuations looked up in the text itself or forced by rules, and how they are grafted onto a tree of drafts.
 
 An answer that edits its prompt repeats long stretches of it, and a look into the text costs no forward of a draft: what
 followed the last time the text read as it does now is proposed below the tree's root and below the tip of its likeliest
@@ -9,6 +9,7 @@ overlap the text's end.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,19 +73,35 @@ def lookup_branches(text: Sequence[int], tree: TokenTree, *, max_tokens: int = 3
     in tokens per round (and grafted nodes): on 1,843 tokens of edited code the tree alone 7.8, with the root's branch
     13.2 (+11), with both 17.2 (+17); on 1,046 tokens of free answers 5.98, 6.01 (+0.7) and 6.15 (+1).
     """
-    topology, tokens = tree.topology, np.asarray(text, dtype=np.int64)
-    tip = 0
-    while topology.num_children[tip]:
-        tip = topology.children(tip)[0]
-    found = []
-    for node in (0, tip) if tip else (0,):
-        path = tree.path_token_ids(node)[1:].tolist()
+    tokens, found = np.asarray(text, dtype=np.int64), []
+    for node, path in _root_and_tip(tree):
         match = continuation(tokens, path, max_tokens=max_tokens)
         if match is not None:
             num_matched, token_ids = match
             found.append((num_matched, Branch(node, token_ids[: TOKENS_PER_MATCHED * num_matched])))
     found.sort(key=lambda entry: -entry[0])
     return [branch for _, branch in found]
+
+
+class Rules(Protocol):
+    """What may force tokens: a `LogitProcessor`."""
+
+    def forced(self, path_token_ids: Sequence[int] = (), *, max_tokens: int) -> tuple[int, ...]:
+        """Return what follows a path below the root, at most so many tokens; none where nothing is forced."""
+
+
+def forced_branches(tree: TokenTree, rules: Rules, *, max_tokens: int = 32) -> list[Branch]:
+    """Return what an answer's rules force below the root, and below the tip of the likeliest path."""
+    chains = [Branch(node, rules.forced(path, max_tokens=max_tokens)) for node, path in reversed(_root_and_tip(tree))]
+    return [branch for branch in chains if branch.token_ids]
+
+
+def _root_and_tip(tree: TokenTree) -> list[tuple[int, list[int]]]:
+    """Return the root and the first child of the first child and so on, each once, with the paths to them."""
+    tip = 0
+    while tree.topology.num_children[tip]:
+        tip = tree.topology.children(tip)[0]
+    return [(node, tree.path_token_ids(node)[1:].tolist()) for node in dict.fromkeys((0, tip))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import pytest
 from runtime.config import SamplingParams
 from runtime.engine.loading import OpenSession
 from runtime.errors import OptionError
-from runtime.events import Finished
+from runtime.events import Finished, Round
 from runtime.prompts.headless import run_prompts
 from runtime.prompts.openai_batch import read_prompts_or_batch
 from runtime.prompts.prompt_file import PromptRequest
@@ -26,6 +26,7 @@ pytest.importorskip("llguidance")
 SETTINGS: dict[str, dict[str, Any]] = {
     "no tree": {},
     "a tree": {"draft": "unrelated", "tree": "8x4", "lookup": "on"},
+    "a tree without lookups": {"draft": "unrelated", "tree": "8x4", "lookup": "off"},
     "shaped by context": {"draft": "perfect", "tree": "dynamic:16x6"},
     "many": {"draft": "perfect", "tree": "8x4", "num_texts": 4},
 }
@@ -141,6 +142,21 @@ def test_drafts_keep_to_the_schema_too(answers: dict[str, dict[str, Finished]]) 
     """A perfect draft that was not masked would be rejected wherever the model itself would not write JSON."""
     costs = [answers["shaped by context"][asked.id].statistics for asked in ASKED if asked.params.is_greedy]
     assert sum(each.new_tokens for each in costs) / sum(each.rounds for each in costs) > 3
+
+
+def test_what_a_schema_forces_takes_no_drafting(sessions: dict[str, OpenSession]) -> None:
+    """Keys that are longer than the tree is deep come in one round, in the same text."""
+    schema = json.dumps(obj(a_long_name=DIGIT, another_long_name=DIGIT))
+    asked = replace(ASKED[0], response_schema=schema)
+    *_, without = _rounds_and_end(sessions["a tree without lookups"], asked)
+    *rounds, finished = _rounds_and_end(sessions["a tree"], asked)
+    assert finished.text == without.text
+    assert 2 * finished.statistics.rounds <= without.statistics.rounds
+    assert max(each.num_emitted for each in rounds if isinstance(each, Round)) >= len('"another_long_name')
+
+
+def _rounds_and_end(opened: OpenSession, asked: PromptRequest) -> list[Any]:
+    return [event for event in opened.session.generate(asked) if isinstance(event, Round | Finished)]
 
 
 def test_who_asks_for_no_json_gets_no_rules(sessions: dict[str, OpenSession]) -> None:

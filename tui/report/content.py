@@ -94,7 +94,8 @@ def _outcome(about: AboutRun, record: RunRecord) -> Iterator[Facts]:
             )
         )
         nodes = f"{record.num_nodes / record.num_rounds:.3g} nodes a prompt"
-        looked_up = f", {record.num_grafted / record.num_rounds:.3g} of them looked up" if record.num_grafted else ""
+        num_added = record.num_grafted / record.num_rounds
+        looked_up = f", {num_added:.3g} of them looked up or forced" if num_added else ""
         last = f"; the last were {about.tree}" if about.tree else ""
         rows.append(("trees", f"{nodes}{looked_up}{last}"))
         share = record.draft_seconds / record.round_seconds if record.round_seconds else 0.0

@@ -84,6 +84,26 @@ def test_at_the_end_only_end_tokens_are_allowed_and_behind_them_anything(shared:
     assert grammar.masked(row) is row and grammar.failure is None
 
 
+def test_what_is_forced_goes_as_far_as_the_schema_leaves_no_choice(shared: Grammars) -> None:
+    """A key with what stands around it; a value to choose ends it, and so does the place where the answer may end."""
+    grammar = shared.begin(SCHEMA)
+    key = (258, 2 + ord("a"), 261)  # {" a ":
+    assert grammar.forced(max_tokens=9) == key
+    assert grammar.forced(max_tokens=2) == key[:2]
+    assert grammar.forced(key, max_tokens=9) == ()
+    assert grammar.forced([*key, *spelled("t")], max_tokens=9) == (*spelled("rue}"),)
+    assert grammar.forced(spelled('{"x'), max_tokens=9) == ()
+    assert grammar.forced([*spelled('{"a":12}'), 1], max_tokens=9) == ()
+    grammar.accept([*key, 262])
+    assert grammar.forced(max_tokens=9) == (2 + ord("}"),)
+
+
+def test_a_blank_is_forced_where_it_stands_for_itself(shared: Grammars) -> None:
+    grammar = shared.begin(json.dumps({"type": "object", "properties": {"a b": {}}, "required": ["a b"]}))
+    assert grammar.forced(spelled('{"a'), max_tokens=9) == (*spelled(" b"), 261)
+    assert grammar.forced([*spelled('{"a b": '), 262], max_tokens=9) == ()  # another key may follow
+
+
 def test_where_an_answer_may_end_or_go_on_both_are_allowed(shared: Grammars) -> None:
     found = allowed(shared.begin('{"type": "integer"}'), spelled("7"))
     assert found is not None and {*ENDS} < {*found}
@@ -106,6 +126,17 @@ def test_a_processor_applies_its_penalties_and_then_the_mask(shared: Grammars) -
     processor.accept(spelled('{"a":12'))
     row = processor.adjusted(np.zeros(VOCAB_SIZE, dtype=np.float32), spelled("}"))
     assert np.flatnonzero(np.isfinite(row)).tolist() == [*ENDS]
+
+
+def test_a_processor_forces_the_tokens_asked_for_and_then_what_the_schema_says(shared: Grammars) -> None:
+    params = SamplingParams(forced_tokens=(260, 2 + ord("a")))
+    processor = LogitProcessor(params, prompt=[260], vocab_size=VOCAB_SIZE, grammar=shared.begin(SCHEMA))
+    assert processor.forced(max_tokens=9) == (260, 2 + ord("a"), 261)
+    assert processor.forced(max_tokens=1) == (260,)
+    assert processor.forced([260], max_tokens=9) == (2 + ord("a"), 261)
+    processor.accept([260])
+    assert processor.forced(max_tokens=9) == (2 + ord("a"), 261)
+    assert LogitProcessor(params, prompt=[1], vocab_size=VOCAB_SIZE).forced(max_tokens=9) == (260, 2 + ord("a"))
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(shared: Grammars) -> None:

@@ -1,12 +1,12 @@
 """Lookups against brute force over the whole text; grafted trees against sets of paths and the target distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
 from runtime.speculation import lookup
-from runtime.speculation.lookup import Branch, continuation, graft, lookup_branches
+from runtime.speculation.lookup import Branch, continuation, forced_branches, graft, lookup_branches
 from runtime.speculation.rejection import accept_probability, residual_step
 from runtime.speculation.sampling import draw_without_replacement, sample
 from runtime.speculation.token_tree import TokenTree, TreeTopology
@@ -115,6 +115,23 @@ def test_the_tip_finds_its_way_back_into_the_text() -> None:
     """Behind a changed name the draft goes on as the text did."""
     branches = lookup_branches([*TEXT[:-2], 77], tree_of(4, 5, 6))
     assert branches == [Branch(5, (7, 8, 9, 10, 11, 12))]
+
+
+class _Forces:
+    """Rules that know what follows some paths."""
+
+    def __init__(self, follows: Mapping[tuple[int, ...], tuple[int, ...]]) -> None:
+        self._follows = follows
+
+    def forced(self, path_token_ids: Sequence[int] = (), *, max_tokens: int) -> tuple[int, ...]:
+        return self._follows.get(tuple(path_token_ids), ())[:max_tokens]
+
+
+def test_what_rules_force_stands_below_the_tip_and_below_the_root() -> None:
+    processor = _Forces({(): (4, 5), (4, 5, 6): (7, 8, 9)})
+    assert forced_branches(tree_of(4, 5, 6), processor) == [Branch(5, (7, 8, 9)), Branch(0, (4, 5))]
+    assert forced_branches(tree_of(4, 70), processor, max_tokens=1) == [Branch(0, (4,))]
+    assert forced_branches(tree_of(4, 70), _Forces({})) == []
 
 
 def test_a_root_alone_and_a_limit() -> None:

@@ -61,7 +61,7 @@ def test_a_whole_run_is_told_in_figures():
     told = dict(facts.rows)
     assert told["answers"] == "1 ended by length"
     assert told["passes"] == "3, 1 prompts in each; 2 tokens and 2.5 s a pass"
-    assert told["trees"] == "8 nodes a prompt, 1 of them looked up"
+    assert told["trees"] == "8 nodes a prompt, 1 of them looked up or forced"
     assert told["drafting"] == "20 % of the time of rounds"
     (speed,) = section(page, "Speed over time")
     assert isinstance(speed, Chart) and abs(sum(speed.values) * 0.25 - 6) < 1e-6
