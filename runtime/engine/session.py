@@ -400,6 +400,4 @@ def format_prompt(tokenizer: Tokenizer, request: PromptRequest) -> list[int]:
         return list(request.token_ids)
     if request.prompt is not None:
         return tokenizer.encode(request.prompt)
-    assert request.messages is not None
-    turns = [(message.role, message.content) for message in request.messages]
-    return tokenizer.encode_conversation(turns, is_continued=request.is_continued)
+    return tokenizer.encode_conversation(request)

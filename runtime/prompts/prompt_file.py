@@ -4,8 +4,10 @@ A line that cannot be used becomes a `BadLine`, so that one typo costs one answe
 whole raises PromptFileError. Whether the tokenizer has a chat template is for the session to say.
 """
 
+import json
+import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,28 @@ from runtime.config import SamplingParams, options_of
 from runtime.errors import OptionError, PromptFileError
 from runtime.prompts.json_values import describe, encodable, option_value, text_value, whole_number
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 MOST_TOP_LOGPROBS = 20
 _PARAMS_OPTIONS = options_of(SamplingParams)
-_LINE_KEYS = ("prompt", "messages", "id", "system", "top_logprobs", *_PARAMS_OPTIONS)
+_LINE_KEYS = ("prompt", "messages", "id", "system", "tools", "thinking", "top_logprobs", *_PARAMS_OPTIONS)
+_TURN_KEYS: Mapping[str, tuple[str, ...]] = {
+    "system": (),
+    "user": (),
+    "assistant": ("tool_calls", "reasoning_content"),
+    "tool": ("tool_call_id", "name"),
+}
+"""Beside role and content."""
+_TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What an assistant wants done by a tool, whose result follows in a turn of the tool."""
+
+    id: str
+    name: str
+    arguments: str
+    """A JSON object as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,14 @@ class Message:
     role: str
     """One of ROLES."""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant's turn calls, behind its content."""
+    reasoning_content: str | None = None
+    """What an assistant thought before it said `content`; most templates leave it out of later turns."""
+    tool_call_id: str | None = None
+    """Of a tool's turn: the call that it answers."""
+    name: str | None = None
+    """Of a tool's turn: the tool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +65,8 @@ class PromptRequest:
     id: str
     """Unique in its file; the line number where the line gives none."""
     messages: tuple[Message, ...] | None = None
-    """A conversation; the tokenizer's chat template is applied to it. It ends with the user's turn, or if it
-    `is_continued` with the assistant's."""
+    """A conversation; the tokenizer's chat template is applied to it. It ends with the user's turn or a tool's, or if
+    it `is_continued` with the assistant's."""
     prompt: str | None = None
     """Raw text, tokenised as it stands."""
     token_ids: tuple[int, ...] | None = None
@@ -53,6 +81,13 @@ class PromptRequest:
     """JSON schema that the answer is held to, as text; None leaves it free."""
     is_continued: bool = False
     """Whether the answer writes on where the last message, the assistant's, ends."""
+    tools: str | None = None
+    """Tools that the answer may call, as `parse_tools` gives them; only with `messages`."""
+    thinking: bool | None = None
+    """Whether the answer begins with thinking, as far as the chat template leaves a choice; None: as it does of
+    itself."""
+    reasoning_effort: str | None = None
+    """How much is thought, in the template's own words ("none", "low", "high"); ignored where it knows of none."""
     line_number: int = 1
     """Line of the prompt file, from 1."""
 
@@ -168,6 +203,8 @@ def parse_prompts(file: PromptLines, common: LineDefaults) -> list[PromptRequest
                     prompt=prompt,
                     params=replace(common.params, **chosen),
                     unchosen=common.unchosen.difference(chosen),
+                    tools=_tools(fields, is_raw=messages is None),
+                    thinking=_thinking(fields, is_raw=messages is None),
                     top_logprobs=_top_logprobs(fields),
                     line_number=line_number,
                 )
@@ -217,6 +254,23 @@ def parse_object(line: str) -> dict[str, Any]:
 def _top_logprobs(fields: Mapping[str, Any]) -> int | None:
     key = "top_logprobs"
     return whole_number(fields[key], key, least=0, most=MOST_TOP_LOGPROBS) if key in fields else None
+
+
+def _tools(fields: Mapping[str, Any], *, is_raw: bool) -> str | None:
+    if is_raw and "tools" in fields:
+        raise PromptFileError("a raw prompt has no chat template, and so no tools; leave tools out, or drop --raw")
+    return parse_tools(fields["tools"]) if "tools" in fields else None
+
+
+def _thinking(fields: Mapping[str, Any], *, is_raw: bool) -> bool | None:
+    if "thinking" not in fields:
+        return None
+    thinking = fields["thinking"]
+    if is_raw:
+        raise PromptFileError("a raw prompt has no chat template, which thinking is for; leave it out, or drop --raw")
+    if not isinstance(thinking, bool):
+        raise PromptFileError(f"thinking is {describe(thinking)}; it must be true or false")
+    return thinking
 
 
 def _parse_fields(line: str) -> dict[str, Any]:
@@ -277,23 +331,110 @@ def parse_messages(value: object) -> tuple[Message, ...]:
     """Return the turns of a conversation that waits for an answer. Raises PromptFileError."""
     if not isinstance(value, list) or not value:
         raise PromptFileError(f"messages is {describe(value)}; it must be a list of turns with role and content")
-    messages = tuple(_message(turn, position) for position, turn in enumerate(value, start=1))
+    messages = _with_names([_message(turn, position) for position, turn in enumerate(value, start=1)])
     if any(message.role == "system" for message in messages[1:]):
         raise PromptFileError("messages has a system turn after its first turn; move it to the front")
-    if messages[-1].role != "user":
-        raise PromptFileError(f"messages ends with a {messages[-1].role} turn; it must end with a user turn")
+    if messages[-1].role not in ("user", "tool"):
+        raise PromptFileError(
+            f"messages ends with a {messages[-1].role} turn; it must end with a user turn, or a tool's"
+        )
     return messages
 
 
 def _message(turn: object, position: int) -> Message:
     name = f"turn {position} of messages"
-    if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
-        raise PromptFileError(f"{name} must be an object with the keys role and content, and no other")
-    if turn["role"] not in ROLES:
-        raise PromptFileError(f"{name} has the role {describe(turn['role'])}; it must be one of {', '.join(ROLES)}")
+    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+        raise PromptFileError(f"{name} must be an object with the keys role and content")
+    role = turn["role"]
+    if not isinstance(role, str) or role not in ROLES:
+        raise PromptFileError(f"{name} has the role {describe(role)}; it must be one of {', '.join(ROLES)}")
+    if others := turn.keys() - {"role", "content", *_TURN_KEYS[role]}:
+        known = ", ".join(("role", "content", *_TURN_KEYS[role]))
+        raise PromptFileError(f"{name} has the key {describe(min(others))}; it may have {known}, and no other")
     if (kind := _other_part(turn["content"])) is not None:
         raise PromptFileError(f"{name} holds a part of type {describe(kind)}; only text is answered, so leave it out")
-    return Message(turn["role"], text_value(turn["content"], f"the content of {name}"))
+    calls = _tool_calls(turn.get("tool_calls"), name)
+    content = "" if turn["content"] is None and calls else text_value(turn["content"], f"the content of {name}")
+    others = {key: text_value(turn[key], f"{key} of {name}") for key in turn.keys() - {"role", "content", "tool_calls"}}
+    return Message(role, content, calls, **others)
+
+
+def _tool_calls(value: object, turn_name: str) -> tuple[ToolCall, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise PromptFileError(f"tool_calls of {turn_name} is {describe(value)}; it must be a list of calls")
+    return tuple(_tool_call(call, f"call {position} of {turn_name}") for position, call in enumerate(value, start=1))
+
+
+def _tool_call(call: object, name: str) -> ToolCall:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise PromptFileError(
+            f'{name} must be an object like {{"id": "1", "type": "function", "function": {{"name": ..., "arguments": '
+            "...}}"
+        )
+    arguments = function.get("arguments", "")
+    text = json.dumps(arguments) if isinstance(arguments, dict) else text_value(arguments, f"arguments of {name}")
+    try:
+        is_object = isinstance(parse_json_text((text or "{}").encode()), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise PromptFileError(f"arguments of {name} is {describe(arguments)}; it must be a JSON object, as text")
+    tool_name = text_value(function.get("name"), f"the function's name of {name}")
+    return ToolCall(text_value(call.get("id"), f"id of {name}"), tool_name, text or "{}")
+
+
+def _with_names(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the turns, those of tools with the name of the tool whose call they answer."""
+    name_of_call: dict[str, str] = {}
+    named = []
+    for position, message in enumerate(messages, start=1):
+        name_of_call |= {call.id: call.name for call in message.tool_calls}
+        if message.role == "tool":
+            if message.tool_call_id not in name_of_call:
+                raise PromptFileError(
+                    f"turn {position} of messages answers the tool call {describe(message.tool_call_id)}, which no "
+                    "turn before it made; give the tool_call_id of one"
+                )
+            message = replace(message, name=message.name or name_of_call[message.tool_call_id])
+        named.append(message)
+    return tuple(named)
+
+
+def parse_tools(value: object) -> str | None:
+    """Return tools in OpenAI's shape as JSON text, in the form that chat templates expect; None where there is none.
+
+    Each has a name, a description and parameters (a JSON schema), empty where it was given without. Raises
+    PromptFileError.
+    """
+    if not isinstance(value, list):
+        raise PromptFileError(f"tools is {describe(value)}; it must be a list of functions")
+    tools = [_tool(tool, f"tool {position}") for position, tool in enumerate(value, start=1)]
+    names = [tool["name"] for tool in tools]
+    if (repeated := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise PromptFileError(f"two tools are called {describe(repeated)}; names must differ")
+    shaped = [{"type": "function", "function": tool} for tool in tools]
+    return encodable(json.dumps(shaped, ensure_ascii=False), "tools") if tools else None
+
+
+def _tool(value: object, name: str) -> dict[str, Any]:
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or value.get("type") != "function" or not isinstance(function, dict):
+        raise PromptFileError(
+            f'{name} must be an object like {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}'
+        )
+    tool_name = function.get("name")
+    if not isinstance(tool_name, str) or not _TOOL_NAME.fullmatch(tool_name):
+        raise PromptFileError(
+            f"{name} is called {describe(tool_name)}; a name is 1 to 128 letters, digits and signs of _ . : / -"
+        )
+    description = text_value(function.get("description") or "", f"the description of {name}")
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(parameters, dict):
+        raise PromptFileError(f"parameters of {name} is {describe(parameters)}; it must be a JSON schema")
+    return {"name": tool_name, "description": description, "parameters": parameters}
 
 
 def _other_part(content: object) -> object:

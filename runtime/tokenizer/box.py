@@ -28,6 +28,7 @@ from profiles.child_process import child_command, child_environment
 from profiles.errors import OverstoryError
 from runtime.errors import OptionError
 from runtime.events import TokenLogprob, TokenLogprobs
+from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.limits import MEMORY_BYTES, WAITING_FACTOR, WAITING_SECONDS
 
@@ -268,13 +269,19 @@ class Tokenizer:
         """Return the ids of a raw text. Raises OptionError, also where the text holds no token."""
         return self._encoded(m.Encode(self._key, text), num_characters=len(text))
 
-    def encode_conversation(self, turns: Sequence[tuple[str, str]], *, is_continued: bool = False) -> list[int]:
-        """Return the ids of turns, (role, content) each, in the model's chat template, open for the answer.
-
-        If it `is_continued`, the answer writes on where the last turn ends. Raises OptionError.
-        """
-        task = m.EncodeConversation(self._key, tuple(turns), is_continued)
-        return self._encoded(task, num_characters=sum(len(content) for _, content in turns))
+    def encode_conversation(self, request: PromptRequest) -> list[int]:
+        """Return the ids of a request's turns in the model's chat template, open for the answer. Raises OptionError."""
+        assert request.messages is not None
+        task = m.EncodeConversation(
+            self._key,
+            request.messages,
+            request.is_continued,
+            tools=request.tools,
+            thinking=request.thinking,
+            reasoning_effort=request.reasoning_effort,
+        )
+        num_characters = sum(len(text) for turn in request.messages for text in _texts(turn)) + len(request.tools or "")
+        return self._encoded(task, num_characters=num_characters)
 
     def encode_pair(self, context: str | None, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a context and of its continuation, each at least one, as `formatting.encode_pair` does.
@@ -358,6 +365,12 @@ class Tokenizer:
         self._box.start()
         if self._process_number != self._box.num_started:  # what broke the limits took every tokenizer with it
             self._load()
+
+
+def _texts(turn: Message) -> Iterator[str]:
+    yield turn.content
+    yield turn.reasoning_content or ""
+    yield from (call.arguments for call in turn.tool_calls)
 
 
 class _TooMuchError(OptionError):

@@ -76,8 +76,15 @@ class Desk:
         return _encoded(encode_text(self._tokenizers[task.key], task.text))
 
     def _encode_conversation(self, task: m.EncodeConversation) -> m.Reply:
-        tokenizer = self._tokenizers[task.key]
-        return _encoded(encode_conversation(tokenizer, task.turns, is_continued=task.is_continued))
+        token_ids = encode_conversation(
+            self._tokenizers[task.key],
+            task.turns,
+            is_continued=task.is_continued,
+            tools=task.tools,
+            thinking=task.thinking,
+            reasoning_effort=task.reasoning_effort,
+        )
+        return _encoded(token_ids)
 
     def _encode_pair(self, task: m.EncodePair) -> m.Reply:
         context_ids, continuation_ids = encode_pair(self._tokenizers[task.key], task.context, task.continuation)

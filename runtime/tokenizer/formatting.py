@@ -1,11 +1,14 @@
 """From a prompt to token ids by a tokenizer of transformers, with every way in which that fails as one sentence."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from runtime.errors import OptionError
+from runtime.prompts.prompt_file import Message, ToolCall
+from runtime.tokenizer.chat_template import ChatTemplate, chat_template
 from runtime.tokenizer.loading import reason
 
 
@@ -43,20 +46,87 @@ def encode_pair(tokenizer: Any, context: str | None, continuation: str) -> tuple
     return context_ids, continuation_ids
 
 
-def encode_conversation(tokenizer: Any, turns: Sequence[tuple[str, str]], *, is_continued: bool) -> list[int]:
-    """Apply the chat template to the turns, (role, content) each, open at the end for the answer.
+def encode_conversation(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    is_continued: bool,
+    tools: str | None = None,
+    thinking: bool | None = None,
+    reasoning_effort: str | None = None,
+) -> list[int]:
+    """Apply the chat template to the turns, open at the end for the answer.
 
-    If it `is_continued`, the answer writes on where the last turn ends. Raises OptionError.
+    If it `is_continued`, the answer writes on where the last turn ends. `tools`, `thinking` and `reasoning_effort` are
+    those of a `PromptRequest`. Raises OptionError, also where the template would leave out what was asked of it.
     """
     if not tokenizer.chat_template:
         raise OptionError("the target's tokenizer has no chat template; add --raw to send prompts as they are")
-    conversation = [{"role": role, "content": content} for role, content in turns]
-    if is_continued and not conversation[-1]["content"].strip():
-        del conversation[-1]  # nothing to write on from: the answer begins
-        is_continued = False
-    how = {"continue_final_message": True} if is_continued else {"add_generation_prompt": True}
+    if is_continued and not messages[-1].content.strip():
+        messages, is_continued = messages[:-1], False  # nothing to write on from: the answer begins
+    template = chat_template(tokenizer, has_tools=tools is not None)
+    how: dict[str, Any] = {"continue_final_message": True} if is_continued else {"add_generation_prompt": True}
+    how |= template.choices(thinking, reasoning_effort)
+    if tools is not None:
+        if not template.knows_tools:
+            raise OptionError(
+                "the target's chat template knows no tools; leave tools out, or take a model that was trained for them"
+            )
+        how["tools"] = json.loads(tools)
+    conversation = [_turn(message, template) for message in messages]
+    _check_tool_turns(tokenizer, messages, conversation, how)
+    return _some(_applied(tokenizer, conversation, how, return_dict=True)["input_ids"])
+
+
+def _turn(message: Message, template: ChatTemplate) -> dict[str, Any]:
+    """Return a turn as templates take it: arguments as an object, and no key that it has nothing for."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call, template) for call in message.tool_calls]
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = message.reasoning_content
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = template.call_id(message.tool_call_id)
+    if message.name is not None:
+        turn["name"] = message.name
+    return turn
+
+
+def _call(call: ToolCall, template: ChatTemplate) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.loads(call.arguments)}
+    return {"id": template.call_id(call.id), "type": "function", "function": function}
+
+
+def _check_tool_turns(
+    tokenizer: Any, messages: Sequence[Message], conversation: Sequence[Mapping[str, Any]], how: Mapping[str, Any]
+) -> None:
+    """Raise OptionError where the template leaves out what a tool was asked or what it said."""
+    wanted = list(_tool_words(messages))
+    if not wanted:
+        return
+    text: str = _applied(tokenizer, conversation, how, tokenize=False)
+    for what, spellings in wanted:
+        if not any(spelling in text for spelling in spellings):
+            raise OptionError(
+                f"the target's chat template leaves {what} out of the conversation; take a model that was trained for "
+                "tools, or put it into a user turn"
+            )
+
+
+def _tool_words(messages: Sequence[Message]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield what of tools must be found in the prompt, and how it may stand there."""
+    for message in messages:
+        for call in message.tool_calls:
+            yield "calls of tools", [call.name]
+        if message.role == "tool" and (said := message.content.strip()):
+            word = max(said.split(), key=len)
+            yield "what tools said", [word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1]]
+
+
+def _applied(tokenizer: Any, conversation: Sequence[Mapping[str, Any]], how: Mapping[str, Any], **form: bool) -> Any:
+    """Return what the chat template makes of a conversation, as ids or as text. Raises OptionError."""
     try:
-        token_ids = tokenizer.apply_chat_template(conversation, return_dict=True, **how)["input_ids"]
+        return tokenizer.apply_chat_template(conversation, **form, **how)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except TemplateError as error:
@@ -64,7 +134,7 @@ def encode_conversation(tokenizer: Any, turns: Sequence[tuple[str, str]], *, is_
     except BaseException as error:  # a template can raise anything, and a panic of Rust is no Exception
         if not isinstance(error, Exception):
             raise OptionError(f"the target's tokenizer fails on the prompt ({reason(error)})") from error
-        if is_continued and isinstance(error, ValueError):
+        if "continue_final_message" in how and isinstance(error, ValueError):
             raise OptionError(
                 "the target's chat template changes what the assistant said, so that the answer cannot be continued; "
                 "ask for it again instead"
@@ -72,7 +142,6 @@ def encode_conversation(tokenizer: Any, turns: Sequence[tuple[str, str]], *, is_
         raise OptionError(
             f"the target's chat template fails on the conversation ({reason(error)}); use --raw"
         ) from error
-    return _some(token_ids)
 
 
 def _encoded(tokenizer: Any, text: str, *, has_special: bool = True) -> list[int]:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from runtime.prompts.prompt_file import Message
+
 MAX_FRAME_BYTES = 64 * 2**20
 """The longest request or reply. A prompt of a million tokens takes 5 MB."""
 _LENGTH_BYTES = 4
@@ -32,11 +34,14 @@ class Encode(_Message, frozen=True):
 
 
 class EncodeConversation(_Message, frozen=True):
-    """Apply the chat template to turns, (role, content) each, and turn the result into token ids."""
+    """Apply the chat template to turns, and turn the result into token ids."""
 
     key: int
-    turns: tuple[tuple[str, str], ...]
+    turns: tuple[Message, ...]
     is_continued: bool
+    tools: str | None = None
+    thinking: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class EncodePair(_Message, frozen=True):

@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from profiles.child_process import child_command, child_environment, own_streams
 from profiles.errors import OverstoryError
 from runtime.bench.peers.runner import Answer, Question, WatchedProcess, bytes_between
@@ -160,12 +162,15 @@ def _to_record(request: PromptRequest) -> dict[str, Any]:
         "id": request.id,
         "prompt": request.prompt,
         "messages": request.messages and list(map(asdict, request.messages)),
+        "tools": request.tools,
+        "thinking": request.thinking,
     }
 
 
 def _from_record(record: dict[str, Any], params: SamplingParams) -> PromptRequest:
-    messages = record["messages"] and tuple(Message(**turn) for turn in record["messages"])
-    return PromptRequest(id=record["id"], prompt=record["prompt"], messages=messages, params=params)
+    messages = msgspec.convert(record["messages"], tuple[Message, ...] | None)
+    how = {key: record[key] for key in ("id", "prompt", "tools", "thinking")}
+    return PromptRequest(messages=messages, params=params, **how)
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ REFUSED_LINES = [
     (batch_line("b", CHAT, {}), "messages is null; it must be a list of turns"),
     (chat_line("b", messages=[]), "messages is []; it must be a list of turns"),
     (chat_line("b", messages=["hi"]), "turn 1 of messages must be an object with the keys role and content"),
-    (chat_line("b", messages=[{"role": "tool", "content": "a"}]), "turn 1 of messages has the role 'tool'"),
+    (chat_line("b", messages=[{"role": "tool", "content": "a"}]), "turn 1 of messages answers the tool call null"),
     (chat_line("b", messages=[{"role": "user", "content": "a", "name": "x"}]), "and no other"),
     (chat_line("b", messages=[{"role": "user", "content": None}]), "the content of turn 1 of messages is null"),
     (chat_line("b", messages=[{"role": "user", "content": []}]), "the content of turn 1 of messages is []"),

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.config import SamplingParams
 from runtime.errors import PromptFileError
-from runtime.prompts.prompt_file import BadLine, Message, PromptRequest, read_prompts, read_requests
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest, ToolCall, read_prompts, read_requests
 from tests.support.paths import EXAMPLES
 from tui.environment import packaged_prompts
 
@@ -91,6 +91,39 @@ def test_jsonl_sets_every_key(tmp_path):
     assert item == PromptRequest(id="a", messages=messages, params=params, top_logprobs=2, line_number=1)
 
 
+def test_turns_of_tools_are_read_in_openais_shape(tmp_path):
+    turns = [
+        {"role": "user", "content": "where"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": calling({"at": 1})["tool_calls"],
+            "reasoning_content": "hm",
+        },
+        {"role": "tool", "content": "here", "tool_call_id": "c1"},
+    ]
+    item = read_line(tmp_path, {"messages": turns, "tools": [function("look")], "thinking": False})
+    assert item.messages == (
+        Message("user", "where"),
+        Message("assistant", "", (ToolCall("c1", "look", '{"at": 1}'),), "hm"),
+        Message("tool", "here", tool_call_id="c1", name="look"),
+    )
+    assert item.thinking is False
+    (tool,) = json.loads(item.tools)
+    assert tool["function"] == {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+
+
+def test_no_tools_are_none(tmp_path):
+    assert read_line(tmp_path, {"prompt": "Hi", "tools": []}).tools is None
+
+
+@pytest.mark.parametrize("key", [{"tools": []}, {"thinking": True}])
+def test_a_raw_prompt_has_neither_tools_nor_thinking(tmp_path, key):
+    path = write(tmp_path, json.dumps({"prompt": "a", **key}))
+    (bad,) = read_prompts(path, DEFAULTS, is_raw=True)
+    assert isinstance(bad, BadLine) and "a raw prompt has no chat template" in bad.error
+
+
 def test_messages_are_kept_in_order(tmp_path):
     turns = [("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V")]
     item = read_line(tmp_path, {"messages": [{"role": role, "content": content} for role, content in turns]})
@@ -133,6 +166,16 @@ def test_unicode_line_separators_do_not_end_a_line(tmp_path):
     """str.splitlines would cut a JSON string in two at U+2028."""
     item = read_line(tmp_path, json.dumps({"prompt": "a\u2028b\x85c"}, ensure_ascii=False))
     assert item.messages[0].content == "a\u2028b\x85c"
+
+
+def calling(arguments):
+    """A turn that calls a tool."""
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def function(name, **others):
+    return {"type": "function", "function": {"name": name, **others}}
 
 
 BAD_LINES = [
@@ -193,8 +236,26 @@ BAD_LINES = [
     ({"messages": "hi"}, "messages is 'hi'"),
     ({"messages": ["hi"]}, "turn 1 of messages must be an object"),
     ({"messages": [{"role": "user"}]}, "turn 1 of messages must be an object"),
-    ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "and no other"),
-    ({"messages": [{"role": "tool", "content": "a"}]}, "the role 'tool'"),
+    ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "it may have role, content, and no other"),
+    ({"messages": [{"role": "critic", "content": "a"}]}, "the role 'critic'"),
+    ({"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]}, "answers the tool call 'x', which no turn"),
+    ({"messages": [{"role": "user", "content": None}]}, "the content of turn 1 of messages is null"),
+    ({"messages": [calling("no")]}, "arguments of call 1 of turn 1 of messages is 'no'; it must be a JSON object"),
+    ({"messages": [calling("[1]")]}, "it must be a JSON object"),
+    ({"messages": [calling(7)]}, "arguments of call 1 of turn 1 of messages is 7; it must be text"),
+    ({"messages": [{**calling("{}"), "tool_calls": ["f"]}]}, "call 1 of turn 1 of messages must be an object like"),
+    ({"messages": [{**calling("{}"), "tool_calls": "f"}]}, "tool_calls of turn 1 of messages is 'f'"),
+    ({"messages": [calling("{}")]}, "messages ends with a assistant turn"),
+    ({"prompt": "a", "tools": "f"}, "tools is 'f'; it must be a list of functions"),
+    ({"prompt": "a", "tools": [{"type": "web_search"}]}, "tool 1 must be an object like"),
+    ({"prompt": "a", "tools": [function("a b")]}, "tool 1 is called 'a b'; a name is 1 to 128 letters"),
+    ({"prompt": "a", "tools": [function("f"), function("f")]}, "two tools are called 'f'; names must differ"),
+    ({"prompt": "a", "tools": [function("f", description=1)]}, "the description of tool 1 is 1; it must be text"),
+    (
+        {"prompt": "a", "tools": [function("f", parameters=[1])]},
+        "parameters of tool 1 is [1]; it must be a JSON schema",
+    ),
+    ({"prompt": "a", "thinking": "yes"}, "thinking is 'yes'; it must be true or false"),
     ({"messages": [{"role": ["user"], "content": "a"}]}, "the role"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "the content of turn 1"),
     ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "end with a user turn"),

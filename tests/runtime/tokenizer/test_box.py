@@ -17,6 +17,7 @@ import pytest
 from offload.errors import CheckpointError
 from profiles.child_process import child_environment
 from runtime.errors import OptionError
+from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.answer_text import AnswerText
 from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox, shared_box
 from tests.support.model_factory import build_tokenizer, save_tiny_tokenizer
@@ -55,7 +56,7 @@ def tokenizer(folder: Path, box: TokenizerBox) -> Tokenizer:
 
 
 def ask(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode_conversation([("user", text)])
+    return tokenizer.encode_conversation(PromptRequest(id="1", messages=(Message("user", text),)))
 
 
 def process_of(box: TokenizerBox) -> subprocess.Popen[bytes]:
@@ -66,12 +67,9 @@ def process_of(box: TokenizerBox) -> subprocess.Popen[bytes]:
 def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: TokenizerBox) -> None:
     ours, theirs = Tokenizer(save_tiny_tokenizer(tmp_path), box), build_tokenizer()
     assert (len(ours), ours.eos_token_id, ours.has_chat_template) == (len(theirs), theirs.eos_token_id, True)
-    ids = ours.encode_conversation([("user", "the cat"), ("assistant", "the dog"), ("user", "in the end")])
-    conversation = [
-        {"role": "user", "content": "the cat"},
-        {"role": "assistant", "content": "the dog"},
-        {"role": "user", "content": "in the end"},
-    ]
+    turns = (Message("user", "the cat"), Message("assistant", "the dog"), Message("user", "in the end"))
+    ids = ours.encode_conversation(PromptRequest(id="1", messages=turns))
+    conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
     assert ids == theirs.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"]
     assert ours.encode("the cat") == theirs("the cat")["input_ids"]
     assert ours.encode_pair("the ", "cat") == (theirs("the")["input_ids"], theirs(" cat")["input_ids"])
@@ -233,6 +231,7 @@ def test_ctrl_c_while_it_works_ends_the_process_and_not_the_use(folder: Path) ->
 PROGRAM = """
 import sys
 from pathlib import Path
+from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox, shared_box
 box = shared_box() if sys.argv[2] != "loop" else TokenizerBox(BoxLimits(use_seconds=1.0))
 tokenizer = Tokenizer(Path(sys.argv[1]), box)
@@ -240,7 +239,7 @@ print(box._process.pid, flush=True)
 if sys.argv[2] == "wait":
     sys.stdin.read()
 elif sys.argv[2] == "loop":
-    tokenizer.encode_conversation([("user", "loop")])
+    tokenizer.encode_conversation(PromptRequest(id="1", messages=(Message("user", "loop"),)))
 """
 
 

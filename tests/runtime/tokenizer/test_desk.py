@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.prompts.prompt_file import Message
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.desk import Desk
 from tests.support.model_factory import build_tokenizer, save_tiny_tokenizer
@@ -24,7 +25,7 @@ def test_a_prompt_and_its_answer(desk: Desk) -> None:
     ids = build_tokenizer()("the cat")["input_ids"]
     assert ask(desk, m.Encode(1, "the cat")) == m.Encoded(ids)
     assert ask(desk, m.EncodePair(1, "the cat", " sat")) == m.EncodedPair(ids, build_tokenizer()(" sat")["input_ids"])
-    assert isinstance(ask(desk, m.EncodeConversation(1, (("user", "the cat"),), False)), m.Encoded)
+    assert isinstance(ask(desk, m.EncodeConversation(1, (Message("user", "the cat"),), False)), m.Encoded)
     assert ask(desk, m.Begin(1, 2, ["a"], [])) == m.Ready()
     assert ask(desk, m.Add(2, ids)) == m.Released("the c", ids.index(build_tokenizer()("a")["input_ids"][0]) + 1, True)
     assert ask(desk, m.End(2)) == m.Ended("", "the c", ids.index(build_tokenizer()("a")["input_ids"][0]))

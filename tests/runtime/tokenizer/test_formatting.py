@@ -6,10 +6,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from runtime.errors import OptionError
+from runtime.prompts.prompt_file import Message, ToolCall
 from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
 from tests.support.model_factory import build_tokenizer
 
-TURNS = [("user", "the cat"), ("assistant", "the dog"), ("user", "a <b> & 'c'")]
+TURNS = [Message("user", "the cat"), Message("assistant", "the dog"), Message("user", "a <b> & 'c'")]
 
 
 def with_template(template: Any) -> Any:
@@ -18,7 +19,7 @@ def with_template(template: Any) -> Any:
     return tokenizer
 
 
-def refusal(template: Any, turns: list[tuple[str, str]] = TURNS, *, is_continued: bool = False) -> str:
+def refusal(template: Any, turns: list[Message] = TURNS, *, is_continued: bool = False) -> str:
     with pytest.raises(OptionError) as caught:
         encode_conversation(with_template(template), turns, is_continued=is_continued)
     message = str(caught.value)
@@ -132,7 +133,7 @@ def test_a_conversation_that_is_continued_is_open_at_its_end() -> None:
     ids = encode_conversation(tokenizer, TURNS[:2], is_continued=True)
     assert tokenizer.decode(ids) == "<|user|>the cat</s><|assistant|>the dog"
     begun = encode_conversation(tokenizer, TURNS[:1], is_continued=False)
-    assert encode_conversation(tokenizer, [TURNS[0], ("assistant", " ")], is_continued=True) == begun
+    assert encode_conversation(tokenizer, [TURNS[0], Message("assistant", " ")], is_continued=True) == begun
 
 
 def test_a_template_that_cannot_be_continued_says_so() -> None:
@@ -157,3 +158,48 @@ def test_a_panic_of_the_library_is_a_sentence_too() -> None:
         encode_text(Panicking(), "the cat")
     with pytest.raises(OptionError, match=r"fails on the prompt \(BaseException: index out of range\)"):
         encode_conversation(Panicking(), TURNS, is_continued=False)
+
+
+CALLING = """{% for tool in tools %}[{{ tool.function.name }}: {{ tool.function.description }}]{% endfor %}
+{%- for m in messages %}<{{ m.role }}>{{ m.content }}
+{%- for call in m.tool_calls %}{{ call.function.name }}({{ call.function.arguments | items | list }}){% endfor %}
+{%- if m.role == "tool" %} for {{ m.name }} {{ m.tool_call_id }}{% endif %}{% endfor %}
+{%- if enable_thinking is defined %} thinking {{ enable_thinking }}{% endif %}"""
+TOOLS = '[{"type": "function", "function": {"name": "look", "description": "Look up.", "parameters": {}}}]'
+TOOL_TURNS = [
+    Message("user", "where"),
+    Message("assistant", "", (ToolCall("c1", "look", '{"at": "cat"}'),)),
+    Message("tool", "in the end", tool_call_id="c1", name="look"),
+]
+
+
+def test_tools_their_calls_and_what_they_said_reach_the_template() -> None:
+    tokenizer = with_template(CALLING)
+    ids = encode_conversation(tokenizer, TOOL_TURNS, is_continued=False, tools=TOOLS, thinking=False)
+    for expected in ("look: Look up.", "(('at', 'cat'))", "<tool>in the end for look c1", " thinking False"):
+        for sign in "[]_<>":
+            expected = expected.replace(sign, "")
+        shown = tokenizer.decode(ids, skip_special_tokens=True)
+        assert expected.replace("((", "(").replace("))", ")") in shown.replace("<unk>", "")
+
+
+def test_a_template_that_knows_no_tools_says_so() -> None:
+    plain = build_tokenizer()
+    with pytest.raises(OptionError, match="knows no tools; leave tools out"):
+        encode_conversation(plain, TURNS[:1], is_continued=False, tools=TOOLS)
+    with pytest.raises(OptionError, match="leaves calls of tools out of the conversation"):
+        encode_conversation(plain, TOOL_TURNS, is_continued=False)
+    deaf = with_template("{% for m in messages if m.role != 'tool' %}{{ m.content }}look{% endfor %}")
+    with pytest.raises(OptionError, match="leaves what tools said out of the conversation"):
+        encode_conversation(deaf, TOOL_TURNS, is_continued=False)
+
+
+def test_what_a_tool_said_may_stand_there_as_json() -> None:
+    tokenizer = with_template("{% for m in messages %}{{ m.content | tojson }}look{% endfor %}")
+    turns = [*TOOL_TURNS[:2], Message("tool", "say '\"quoted\"'", tool_call_id="c1", name="look")]
+    assert encode_conversation(tokenizer, turns, is_continued=False)
+
+
+def test_the_template_for_tools_is_taken_where_there_are_several() -> None:
+    several = with_template({"default": "{{ 1 / 0 }}", "tool_use": "{{ tools[0].function.name }}"})
+    assert several.decode(encode_conversation(several, TURNS[:1], is_continued=False, tools=TOOLS)) == "look"

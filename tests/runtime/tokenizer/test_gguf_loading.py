@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from offload.errors import CheckpointError
+from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import Tokenizer
 from runtime.tokenizer.loading import load_tokenizer
 from runtime.tokenizer.match import have_equal_tokenizers
@@ -94,7 +95,8 @@ def test_the_box_loads_a_file_larger_than_any_tokenizer(tmp_path: Path) -> None:
     expected = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
     assert tokenizer.has_chat_template and len(tokenizer) == len(expected)
     assert tokenizer.encode("the cat") == expected("the cat")["input_ids"]
-    assert tokenizer.encode_conversation([("user", "ab")]) == expected.encode(
+    asked = PromptRequest(id="1", messages=(Message("user", "ab"),))
+    assert tokenizer.encode_conversation(asked) == expected.encode(
         "[user]ab<|end|>[assistant]", add_special_tokens=False
     )
 

@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from runtime.prompts.prompt_file import Message, ToolCall
 from runtime.tokenizer.messages import (
     MAX_FRAME_BYTES,
     Add,
@@ -20,7 +21,8 @@ from runtime.tokenizer.messages import (
 
 
 def test_records_arrive_as_they_were_sent() -> None:
-    asked = [Request(EncodeConversation(1, (("user", "é🙂"),), True), 1.5, [2, 3]), Request(Add(7, [1, 2]), 2.0, [])]
+    turns = (Message("user", "é🙂"), Message("assistant", "", (ToolCall("1", "f", "{}"),), "hm"))
+    asked = [Request(EncodeConversation(1, turns, True, "[]"), 1.5, [2, 3]), Request(Add(7, [1, 2]), 2.0, [])]
     stream = io.BytesIO(b"".join(map(to_frame, asked)))
     assert [read_request(stream), read_request(stream), read_request(stream)] == [*asked, None]
     replies: list[Reply] = [Ready(), Released("x", 1, False), Described([("\\xf0", b"\xf0"), ("</s>", None)])]
