@@ -336,7 +336,7 @@ def parse_messages(value: object) -> tuple[Message, ...]:
         raise PromptFileError("messages has a system turn after its first turn; move it to the front")
     if messages[-1].role not in ("user", "tool"):
         raise PromptFileError(
-            f"messages ends with a {messages[-1].role} turn; it must end with a user turn, or a tool's"
+            f"the last turn of messages is of the role {messages[-1].role}; it must end with a user turn, or a tool's"
         )
     return messages
 
@@ -348,15 +348,18 @@ def _message(turn: object, position: int) -> Message:
     role = turn["role"]
     if not isinstance(role, str) or role not in ROLES:
         raise PromptFileError(f"{name} has the role {describe(role)}; it must be one of {', '.join(ROLES)}")
-    if others := turn.keys() - {"role", "content", *_TURN_KEYS[role]}:
+    if unknown := turn.keys() - {"role", "content", *_TURN_KEYS[role]}:
         known = ", ".join(("role", "content", *_TURN_KEYS[role]))
-        raise PromptFileError(f"{name} has the key {describe(min(others))}; it may have {known}, and no other")
+        raise PromptFileError(f"{name} has the key {describe(min(unknown))}; it may have {known}, and no other")
     if (kind := _other_part(turn["content"])) is not None:
         raise PromptFileError(f"{name} holds a part of type {describe(kind)}; only text is answered, so leave it out")
     calls = _tool_calls(turn.get("tool_calls"), name)
     content = "" if turn["content"] is None and calls else text_value(turn["content"], f"the content of {name}")
-    others = {key: text_value(turn[key], f"{key} of {name}") for key in turn.keys() - {"role", "content", "tool_calls"}}
-    return Message(role, content, calls, **others)
+    reasoning, call_id, tool_name = (
+        text_value(turn[key], f"{key} of {name}") if turn.get(key) is not None else None
+        for key in ("reasoning_content", "tool_call_id", "name")
+    )
+    return Message(role, content, calls, reasoning_content=reasoning, tool_call_id=call_id, name=tool_name)
 
 
 def _tool_calls(value: object, turn_name: str) -> tuple[ToolCall, ...]:

@@ -438,7 +438,7 @@ class Dialogue:
     def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params, answer_id = self._params(), next(self._answer_ids)
         params = replace(params, seed=params.seed + self._num_retries)
-        messages = tuple(Message(**turn) for turn in turns)
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
         prompt = PromptRequest(
             id=str(answer_id),
             messages=messages,

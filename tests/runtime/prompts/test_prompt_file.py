@@ -245,7 +245,7 @@ BAD_LINES = [
     ({"messages": [calling(7)]}, "arguments of call 1 of turn 1 of messages is 7; it must be text"),
     ({"messages": [{**calling("{}"), "tool_calls": ["f"]}]}, "call 1 of turn 1 of messages must be an object like"),
     ({"messages": [{**calling("{}"), "tool_calls": "f"}]}, "tool_calls of turn 1 of messages is 'f'"),
-    ({"messages": [calling("{}")]}, "messages ends with a assistant turn"),
+    ({"messages": [calling("{}")]}, "the last turn of messages is of the role assistant"),
     ({"prompt": "a", "tools": "f"}, "tools is 'f'; it must be a list of functions"),
     ({"prompt": "a", "tools": [{"type": "web_search"}]}, "tool 1 must be an object like"),
     ({"prompt": "a", "tools": [function("a b")]}, "tool 1 is called 'a b'; a name is 1 to 128 letters"),
