@@ -80,6 +80,8 @@ A pass over so many nodes is still shorter than its copies on an accelerator (Se
 for the most. Which size pays follows from what rounds cost."""
 MOST_BATCH = 1024
 """Prompts that may be answered together."""
+UNLIMITED_THINKING = 10**9 - 1
+"""Tokens of thinking that no answer has, for a model that is to think as long as it likes."""
 MAX_GRAFTED_NODES = 32
 """Nodes that looked-up branches may add to a tree; every cache keeps room for them where they are wanted."""
 
@@ -157,6 +159,15 @@ def parse_batch(text: str, option: str) -> int | None:
         return None
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_BATCH:
         raise OptionError(f"{option} is {text!r}; it must be auto, or from 1 to {MOST_BATCH} prompts")
+    return int(text)
+
+
+def parse_thinking_budget(text: str, option: str) -> int:
+    """Return the most tokens of thinking, 0 for `off`; raise OptionError, which names the option."""
+    if text in ("on", "off"):
+        return UNLIMITED_THINKING if text == "on" else 0
+    if re.fullmatch("[0-9]{1,9}", text) is None:
+        raise OptionError(f"{option} is {text!r}; it must be on, off, or the most tokens of thinking, as in 500")
     return int(text)
 
 
@@ -445,6 +456,20 @@ class SamplingParams:
     """With SCHEMES_OF_ONE_TEXT whatever proposes them, with the others if the trees are the same too, which those that
     are chosen while running need not be."""
     max_new_tokens: Annotated[int, Option("An answer ends after this many tokens.")] = 256
+    thinking_budget: Annotated[
+        int | None,
+        Option(
+            "Thinking before the answer, of a model that does so: on, off, or its most tokens, as in 500.",
+            flag="think",
+            unset="what the model does by itself",
+            word="auto",
+            parse=parse_thinking_budget,
+        ),
+    ] = None
+    """Most tokens of thinking, behind which the mark that ends it is forced.
+
+    0 is none, UNLIMITED_THINKING as many as the model likes; None leaves the model's chat template to its own choice.
+    """
     stop: Annotated[
         tuple[str, ...], Option("End before this text; may be given again.", unset="none", is_setting=False)
     ] = ()
@@ -470,6 +495,7 @@ class SamplingParams:
             ("forced_tokens", "token ids, 0 or more", min(self.forced_tokens, default=0) >= 0),
             ("seed", "0 or more", self.seed >= 0),
             ("max_new_tokens", "1 or more", self.max_new_tokens >= 1),
+            ("thinking_budget", "0 or more", (self.thinking_budget or 0) >= 0),
             ("stop", "UTF-8 strings that are not empty", all(map(_is_utf_8, self.stop)) and all(self.stop)),
         )
         for name, expected, is_kept in rules:

@@ -29,6 +29,7 @@ from runtime.speculation.grammar import AnswerGrammar
 from runtime.speculation.logit_processors import LogitProcessor, TextRules
 from runtime.speculation.lookup import GraftedTree, forced_branches, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, scheme_for
+from runtime.speculation.thinking import ThinkingRules
 from runtime.speculation.token_tree import TokenTree, TreeTopology
 from runtime.speculation.verifier import Verdict, verify
 
@@ -159,14 +160,20 @@ class Engine:
         lane: int = 0,
         top_logprobs: int | None = None,
         grammar: AnswerGrammar | None = None,
+        thinking: ThinkingRules | None = None,
     ) -> TokenSequence:
         """Make `prompt` the text of a lane, which no other answer uses, to be decoded by the next steps.
 
         What the lane's caches hold of it is kept. `top_logprobs`: see `PromptRequest`; `grammar` holds
-        the answer to its schema. Raises OptionError as `generate` does.
+        the answer to its schema, `thinking` what it thinks before. Raises OptionError as `generate` does.
         """
         processor = LogitProcessor(
-            params, prompt=prompt, vocab_size=self.target.vocab_size, rules=rules, grammar=grammar
+            params,
+            prompt=prompt,
+            vocab_size=self.target.vocab_size,
+            rules=rules,
+            grammar=grammar,
+            thinking=thinking,
         )
         sequence = self.sequences[lane]
         self.set_text(prompt, lane=lane)

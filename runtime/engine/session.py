@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 
 from offload.errors import PassCancelledError
 from profiles.errors import OverstoryError
-from runtime.config import Generation
+from runtime.config import UNLIMITED_THINKING, Generation, SamplingParams
 from runtime.engine.engine import Engine
 from runtime.engine.token_sequence import TokenSequence
 from runtime.errors import OptionError, PromptTooLongError
@@ -32,7 +33,11 @@ from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.headless import AnswerEvent
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.grammar import AnswerGrammar, Grammars
+from runtime.speculation.thinking import ThinkingRules, num_thought
 from runtime.tokenizer.box import BoxedAnswer, Tokenizer, check_schema
+
+MOST_BLANKS = 3
+"""Tokens of line ends that a chat template may write behind the mark with which it begins the thinking."""
 
 
 class Session:
@@ -234,10 +239,36 @@ class Session:
             lane=lane,
             top_logprobs=request.top_logprobs,
             grammar=grammar,
+            thinking=self._thinking_rules(request, prompt, params),
         )
         return _Answer(
             request, sequence, text, choices, self.end_token_ids, expected=expected, generation=self.generation.choice
         )
+
+    def _thinking_rules(
+        self, request: PromptRequest, prompt: Sequence[int], params: SamplingParams
+    ) -> ThinkingRules | None:
+        """Return what holds for an answer's thinking; None where the model marks none, or nothing depends on it."""
+        marks, budget = self._tokenizer.thinking_marks, params.thinking_budget
+        if budget == UNLIMITED_THINKING:
+            budget = None
+        if marks is None or (budget is None and request.response_schema is None):
+            return None
+        if marks.end[-1][0] >= self.engine.target.vocab_size:  # a token that the model has no row for, and never writes
+            return None
+        num_begun = None
+        if request.is_continued and request.messages is not None:
+            said = request.messages[-1].content
+            if said.rfind(marks.begin_text) > said.rfind(marks.end_text):
+                num_begun = num_thought(prompt, begin=marks.begin, end=marks.end)
+        else:
+            opened = num_thought(prompt[-len(marks.begin) - MOST_BLANKS :], begin=marks.begin, end=marks.end)
+            if opened is not None and self._is_blank(prompt[len(prompt) - opened :]):
+                num_begun = 0
+        return ThinkingRules(begin=marks.begin, end=marks.end, budget=budget, num_begun=num_begun)
+
+    def _is_blank(self, token_ids: Sequence[int]) -> bool:
+        return not token_ids or not any(text.strip() for text, _ in self._tokenizer.contents(token_ids))
 
     def _begin_grammar(self, schema: str) -> AnswerGrammar:
         """Return what holds an answer to its schema; the first one reads the whole vocabulary, byte by byte."""
@@ -400,4 +431,8 @@ def format_prompt(tokenizer: Tokenizer, request: PromptRequest) -> list[int]:
         return list(request.token_ids)
     if request.prompt is not None:
         return tokenizer.encode(request.prompt)
+    marks, budget = tokenizer.thinking_marks, request.params.thinking_budget
+    is_open = request.thinking is None and request.reasoning_effort is None
+    if budget is not None and is_open and marks is not None and marks.has_switch:
+        request = replace(request, thinking=budget > 0)
     return tokenizer.encode_conversation(request)

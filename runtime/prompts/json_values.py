@@ -16,6 +16,8 @@ def option_value(kind: Any, value: object, key: str) -> Any:
         return _number(value, key)
     if kind is int:
         return whole_number(value, key)
+    if kind == int | None:
+        return None if value is None else whole_number(value, key)
     if kind == tuple[int, ...]:
         if not isinstance(value, list) or not all(map(_is_whole_number, value)):
             raise PromptFileError(

@@ -196,6 +196,9 @@ def parse_prompts(file: PromptLines, common: LineDefaults) -> list[PromptRequest
             prompt = fields["prompt"] if messages is None else None
             given = {key: fields[key] for key in _PARAMS_OPTIONS if key in fields}
             chosen = {key: option_value(_PARAMS_OPTIONS[key].kind, value, key) for key, value in given.items()}
+            thinking = _thinking(fields, is_raw=messages is None)
+            if thinking and common.params.thinking_budget == 0:
+                chosen = {"thinking_budget": None, **chosen}
             items.append(
                 PromptRequest(
                     id=item_id,
@@ -204,7 +207,7 @@ def parse_prompts(file: PromptLines, common: LineDefaults) -> list[PromptRequest
                     params=replace(common.params, **chosen),
                     unchosen=common.unchosen.difference(chosen),
                     tools=_tools(fields, is_raw=messages is None),
-                    thinking=_thinking(fields, is_raw=messages is None),
+                    thinking=thinking,
                     top_logprobs=_top_logprobs(fields),
                     line_number=line_number,
                 )

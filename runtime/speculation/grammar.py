@@ -138,6 +138,12 @@ class AnswerGrammar:
         allowed = self.allowed(path_token_ids)
         return row if allowed is None else np.where(allowed, row, np.float32(-np.inf))
 
+    def without_ends(self, row: Row) -> Row:
+        """Return a copy of the logits (V,) with -inf for what would end the text before there is an answer."""
+        result = row.copy()
+        result[list(self._ends)] = -np.inf
+        return result
+
     def allowed(self, path_token_ids: Sequence[int] = ()) -> NDArray[np.bool_] | None:
         """Return which tokens (V,) may follow a path behind the answer, the end tokens where it may end.
 

@@ -3,8 +3,9 @@
 A row belongs to a node and is judged by that node's own path, draft and target rows by the same object. Repetition
 penalty counts prompt and answer (CTRL, arXiv 1909.05858, section 4.1, made right for negative logits), presence and
 frequency penalty the answer alone, as in vLLM. Then comes what the text may not hold, and what it must begin or end
-with, in the order of transformers; bans of single tokens come behind them; a token that is asked for by name overrules
-them all, and a grammar whatever it does not allow.
+with, in the order of transformers; bans of single tokens come behind them; the end of thinking that has lasted long
+enough overrules them, a token that is asked for by name all of these, and a grammar whatever it does not allow in the
+answer behind the thinking.
 """
 
 from collections import defaultdict
@@ -18,6 +19,7 @@ from runtime.config import SamplingParams
 from runtime.errors import OptionError
 from runtime.speculation.grammar import AnswerGrammar
 from runtime.speculation.schemes import Row, RowChanges, TokenIds
+from runtime.speculation.thinking import AnswerThinking, ThinkingRules
 
 _NOTHING: TokenIds = np.empty(0, dtype=np.int64)
 
@@ -57,6 +59,7 @@ class LogitProcessor:
         vocab_size: int,
         rules: TextRules | None = None,
         grammar: AnswerGrammar | None = None,
+        thinking: ThinkingRules | None = None,
     ) -> None:
         """`vocab_size` V: columns of every row. Raises OptionError if no token is left, or an id is not one of V."""
         _check_token_ids(params, vocab_size)
@@ -78,15 +81,20 @@ class LogitProcessor:
         self._counts_prompt = params.repetition_penalty != 1
         self._text_changes: tuple[TokenIds, Row] | None = None
         self._grammar = grammar
+        self._thinking = None if thinking is None else AnswerThinking(thinking)
 
     @property
     def is_idle(self) -> bool:
         """Whether no row of this answer will ever be changed."""
         rules = self._rules
         is_ruled = rules.min_new_tokens or rules.banned_first_tokens or rules.last_tokens or self._has_sequences
-        is_forced = self._params.forced_tokens or rules.first_token is not None
+        is_forced = self._params.forced_tokens or rules.first_token is not None or self._has_budget
         is_changed = self._counts_prompt or self._counts_answer or self._has_banned or is_forced or is_ruled
         return self._grammar is None and not is_changed
+
+    @property
+    def _has_budget(self) -> bool:
+        return self._thinking is not None and self._thinking.has_budget
 
     @property
     def failure(self) -> str | None:
@@ -100,8 +108,10 @@ class LogitProcessor:
         np.add.at(self._answer_counts, accepted, 1)
         self._num_answer_tokens += len(accepted)
         self._text_changes = None
-        if self._grammar is not None:
-            self._grammar.accept(token_ids)
+        if self._grammar is not None and (answered := self._behind_thinking(token_ids)) is not None:
+            self._grammar.accept(answered)
+        if self._thinking is not None:
+            self._thinking.accept(token_ids)
         if self._has_sequences:
             self._text = np.concatenate((self._text, accepted))
 
@@ -112,21 +122,39 @@ class LogitProcessor:
         of 152k floats took 0.02 (short texts) to 0.12 ms (30k tokens), and the copy 0.06 ms more.
         """
         result = self._ruled(row, path_token_ids)
-        return result if self._grammar is None else self._grammar.masked(result, path_token_ids)
+        if self._grammar is None:
+            return result
+        answered = self._behind_thinking(path_token_ids)
+        return self._grammar.without_ends(result) if answered is None else self._grammar.masked(result, answered)
 
     def forced(self, path_token_ids: Sequence[int] = (), *, max_tokens: int) -> tuple[int, ...]:
         """Return what is bound to follow a path, or nearly: see `AnswerGrammar.forced`; at most so many tokens."""
-        given = self._params.forced_tokens[self._index_behind(path_token_ids) :][:max_tokens]
-        if self._grammar is None:
+        path = list(path_token_ids)
+        while len(path) - len(path_token_ids) < max_tokens and (token := self._given(path)) is not None:
+            path.append(token)
+        given = tuple(path[len(path_token_ids) :])
+        if self._grammar is None or (answered := self._behind_thinking(path)) is None:
             return given
-        path = (*path_token_ids, *given)
-        return (*given, *self._grammar.forced(path, max_tokens=max_tokens - len(given)))
+        return (*given, *self._grammar.forced(tuple(answered), max_tokens=max_tokens - len(given)))
+
+    def _given(self, path: Sequence[int]) -> int | None:
+        """Return the token that follows a path by name, or because thinking ends there; None where there is none."""
+        index = self._index_behind(path)
+        if index < len(self._params.forced_tokens):
+            return self._params.forced_tokens[index]
+        return None if self._thinking is None else self._thinking.forced(path)
+
+    def _behind_thinking(self, path: Sequence[int]) -> Sequence[int] | None:
+        """Return what of a path is no thinking that the prompt has begun; None where that has not ended."""
+        return path if self._thinking is None else self._thinking.behind(path)
 
     def _ruled(self, row: Row, path_token_ids: Sequence[int]) -> Row:
         """Return the row as penalties, bans and forced tokens leave it."""
         index = self._index_behind(path_token_ids)
         if index < len(self._params.forced_tokens):
             return _only(row, self._params.forced_tokens[index : index + 1])
+        if self._thinking is not None and (end := self._thinking.forced(path_token_ids)) is not None:
+            return _only(row, (end,))
         if forced := self._demanded(index):
             result = _only(row, forced)
             result[self._is_banned] = -np.inf
@@ -149,6 +177,8 @@ class LogitProcessor:
         if self._grammar is not None or any(
             index < len(self._params.forced_tokens) or self._demanded(index) for index in indices
         ):
+            return None
+        if self._thinking is not None and any(self._thinking.forced(path) is not None for path in paths):
             return None
         own = [self._changes_by_path(path) for path in paths]
         lengths = [len(token_ids) for token_ids, _ in own]

@@ -261,6 +261,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._loaded.has_chat_template
 
+    @property
+    def thinking_marks(self) -> m.ThinkingMarks | None:
+        """The tokens around the model's thinking; None where none are known."""
+        return self._loaded.thinking
+
     def __len__(self) -> int:
         """Return how many ids it knows."""
         return self._loaded.num_tokens

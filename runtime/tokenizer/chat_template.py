@@ -41,6 +41,11 @@ class ChatTemplate:
         """Return whether answers may begin with thinking, as far as its own text shows."""
         return any(word in self.literals for word in _THINKING_WORDS)
 
+    @property
+    def has_switch(self) -> bool:
+        """Return whether it takes a choice to think or not."""
+        return not self.variables.isdisjoint((*_SWITCHES, *_EFFORTS, _BUDGET))
+
     def choices(self, thinking: bool | None, reasoning_effort: str | None) -> dict[str, Any]:
         """Return the variables that carry both choices, in the template's own names.
 

@@ -16,6 +16,7 @@ from runtime.tokenizer.json_schema import compile_schema
 from runtime.tokenizer.limits import FileGuard
 from runtime.tokenizer.loading import load_tokenizer, reason
 from runtime.tokenizer.match import first_difference
+from runtime.tokenizer.thinking_marks import thinking_marks
 from runtime.tokenizer.token_contents import token_contents
 
 MAX_PROMPT_TOKENS = 2**24
@@ -70,7 +71,9 @@ class Desk:
                 tokenizer = load_tokenizer(folder)
         self._tokenizers[task.key] = tokenizer
         end = tokenizer.eos_token_id
-        return m.Loaded(end if type(end) is int else None, bool(tokenizer.chat_template), len(tokenizer))
+        return m.Loaded(
+            end if type(end) is int else None, bool(tokenizer.chat_template), len(tokenizer), thinking_marks(tokenizer)
+        )
 
     def _encode(self, task: m.Encode) -> m.Reply:
         return _encoded(encode_text(self._tokenizers[task.key], task.text))

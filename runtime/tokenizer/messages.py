@@ -119,12 +119,29 @@ class Ready(_Message, frozen=True):
     """The process has started."""
 
 
+class ThinkingMarks(msgspec.Struct, frozen=True, array_like=True):
+    """What a model sets around its thinking.
+
+    Each mark is given as its tokens: those that may stand in each of its places, first the one that is written where
+    the mark is forced.
+    """
+
+    begin_text: str
+    end_text: str
+    has_switch: bool
+    """Whether the chat template takes a choice of thinking."""
+    begin: tuple[tuple[int, ...], ...]
+    end: tuple[tuple[int, ...], ...]
+
+
 class Loaded(_Message, frozen=True):
     """The tokenizer is there."""
 
     eos_token_id: int | None
     has_chat_template: bool
     num_tokens: int
+    thinking: ThinkingMarks | None = None
+    """None where no marks of thinking are known."""
 
 
 class Encoded(_Message, frozen=True):

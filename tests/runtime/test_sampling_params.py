@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from runtime.config import SamplingParams, options_of
+from runtime.config import UNLIMITED_THINKING, SamplingParams, options_of, parse_thinking_budget
 from runtime.errors import OptionError
 
 
@@ -42,6 +42,7 @@ def test_the_defaults_are_greedy() -> None:
         ("stop", ("",)),
         ("stop", ("caf\udce9",)),
         ("verification", "gumbel"),
+        ("thinking_budget", -1),
     ],
 )
 def test_a_value_outside_its_range_is_named(name: str, value: object) -> None:
@@ -63,3 +64,17 @@ def test_auto_is_coupled_above_zero_and_everything_is_greedy_at_zero() -> None:
     assert SamplingParams(temperature=0.1).scheme_name == "coupled"
     assert SamplingParams(temperature=0.1, verification="sequoia").scheme_name == "sequoia"
     assert SamplingParams(verification="sequoia").scheme_name == "greedy"
+
+
+def test_how_long_a_model_may_think() -> None:
+    texts = ("on", "off", "0", "1", "999999999")
+    assert [parse_thinking_budget(text, "--think") for text in texts] == [
+        UNLIMITED_THINKING,
+        0,
+        0,
+        1,
+        UNLIMITED_THINKING,
+    ]
+    for text in ("", "auto", "-1", "1e3", "9" * 10, "\u0663"):
+        with pytest.raises(OptionError, match=r"--think is .*; it must be on, off, or the most tokens of thinking"):
+            parse_thinking_budget(text, "--think")

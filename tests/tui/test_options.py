@@ -97,6 +97,7 @@ def test_every_sampling_choice_can_be_made_on_the_command_line():
         "--frequency-penalty": "0.3",
         "--seed": "5",
         "--verification": "coupled",
+        "--think": "200",
     }
     repeated = ["--ban-token", "4", "--ban-token", "5", "--force-token", "7", "--force-token", "6", "--stop", "a"]
     params = made(SamplingParams, *typed(choices), *repeated)

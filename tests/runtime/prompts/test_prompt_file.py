@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,7 @@ def test_jsonl_sets_every_key(tmp_path):
             "seed": 3,
             "stop": ["\n", "END"],
             "verification": "coupled",
+            "thinking_budget": 0,
             "top_logprobs": 2,
         },
     )
@@ -86,6 +88,7 @@ def test_jsonl_sets_every_key(tmp_path):
         seed=3,
         stop=("\n", "END"),
         verification="coupled",
+        thinking_budget=0,
     )
     messages = (Message("system", "Be brief."), Message("user", "Hi"))
     assert item == PromptRequest(id="a", messages=messages, params=params, top_logprobs=2, line_number=1)
@@ -135,6 +138,24 @@ def test_what_a_line_says_is_chosen(tmp_path):
     item = read_line(tmp_path, {"prompt": "Hi", "temperature": 0.0}, unchosen={"temperature", "top_k"})
     assert item.unchosen == {"top_k"}
     assert read_line(tmp_path, {"prompt": "Hi"}).unchosen == frozenset()
+
+
+def test_no_limit_to_thinking_is_null(tmp_path):
+    defaults = replace(DEFAULTS, thinking_budget=3)
+    (item,) = read_prompts(write(tmp_path, '{"prompt": "Hi", "thinking_budget": null}'), defaults)
+    assert item.params.thinking_budget is None
+
+
+def test_a_line_that_is_to_think_may(tmp_path):
+    """Where the command line says that none does."""
+    defaults = replace(DEFAULTS, thinking_budget=0)
+    lines = [
+        '{"prompt": "Hi", "thinking": true}',
+        '{"prompt": "Hi", "thinking": true, "thinking_budget": 3}',
+        '{"prompt": "Hi"}',
+    ]
+    found = read_prompts(write(tmp_path, "\n".join(lines)), defaults)
+    assert [item.params.thinking_budget for item in found] == [None, 3, 0]
 
 
 def test_stop_may_be_one_string(tmp_path):
@@ -222,6 +243,8 @@ BAD_LINES = [
     ('{"prompt": "a", "temperature": 1' + "0" * 400 + "}", "temperature has hundreds of digits"),
     ({"prompt": "a", "top_p": 0}, "top_p is 0"),
     ({"prompt": "a", "top_k": -1}, "top_k is -1"),
+    ({"prompt": "a", "thinking_budget": -1}, "thinking_budget is -1; it must be 0 or more"),
+    ({"prompt": "a", "thinking_budget": "off"}, "thinking_budget is 'off'; it must be a whole number"),
     ({"prompt": "a", "min_p": 2}, "min_p is 2.0; it must be from 0 (off) to 1"),
     ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty is 0.0; it must be from 0.01 to 100"),
     ({"prompt": "a", "presence_penalty": "x"}, "presence_penalty is 'x'; it must be a number"),

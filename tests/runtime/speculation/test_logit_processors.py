@@ -26,6 +26,7 @@ from runtime.errors import OptionError
 from runtime.speculation.logit_processors import LogitProcessor, TextRules
 from runtime.speculation.sampling import logits_to_probs, top_tokens
 from runtime.speculation.schemes import AdjustedRows, Children, Greedy, Place, scheme_for
+from runtime.speculation.thinking import ThinkingRules
 from runtime.speculation.token_tree import TokenTree
 from runtime.speculation.verifier import verify
 from tests.support.chi_square import chi_square_p_value
@@ -122,6 +123,48 @@ def test_a_path_counts_as_it_will_once_it_is_accepted(num_accepted: int) -> None
     processor.adjusted(row, [1, 2, 3])  # another branch leaves no trace
     processor.accept(PATH[:num_accepted])
     np.testing.assert_array_equal(processor.adjusted(row, PATH[num_accepted:]), drafted)
+
+
+THINKING = ThinkingRules(begin=((50,),), end=((51,), (52,)), budget=3)
+
+
+def test_the_end_of_thinking_overrules_everything_but_tokens_that_are_asked_for_by_name() -> None:
+    rules = TextRules(last_tokens=(4,), banned_tokens=(51,), end_token_ids=(2,), min_new_tokens=3)
+    choices = SamplingParams(forced_tokens=(50, 1, 1, 1, 3), max_new_tokens=6, banned_tokens=(52,))
+    processor = LogitProcessor(choices, prompt=PROMPT, vocab_size=VOCAB_SIZE, rules=rules, thinking=THINKING)
+    row, path = random_row(), [50, 1, 1, 1, 3]
+    for length, only in ((4, 3), (5, 51)):
+        adjusted = processor.adjusted(row, path[:length])
+        assert np.flatnonzero(np.isfinite(adjusted)).tolist() == [only]
+        assert processor.changes([path[:length]]) is None
+    assert top_tokens(processor.adjusted(row, [*path, 51]), 1).tolist() == [52]
+
+
+def test_what_is_bound_to_follow_is_told_with_the_end_of_thinking() -> None:
+    choices = SamplingParams(forced_tokens=(50, 1, 1))
+    processor = LogitProcessor(choices, prompt=PROMPT, vocab_size=VOCAB_SIZE, thinking=THINKING)
+    assert processor.forced(max_tokens=9) == (50, 1, 1)
+    assert processor.forced([50, 1], max_tokens=9) == (1,)
+    assert processor.forced([50, 1, 1, 1], max_tokens=9) == (51, 52)
+    assert processor.forced([50, 1, 1, 1], max_tokens=1) == (51,)
+    processor.accept([50, 1, 1, 1, 51])
+    assert processor.forced(max_tokens=9) == (52,)
+    assert processor.forced([52], max_tokens=9) == ()
+
+
+def test_rows_before_and_behind_thinking_are_those_without_a_budget() -> None:
+    for choices in (SamplingParams(), SamplingParams(repetition_penalty=1.3, banned_tokens=(5,))):
+        limited, free = (
+            LogitProcessor(choices, prompt=PROMPT, vocab_size=VOCAB_SIZE, thinking=thinking)
+            for thinking in (THINKING, None)
+        )
+        assert not limited.is_idle
+        for path in ([], [1, 1, 1, 1], [50], [50, 1], [50, 1, 51, 52, 1, 1], [50, 1, 1, 1, 51, 52]):
+            np.testing.assert_array_equal(limited.adjusted(random_row(), path), free.adjusted(random_row(), path))
+            assert limited.changes([path]) is not None
+    assert processor_of(SamplingParams()).is_idle
+    unlimited = replace(THINKING, budget=None)
+    assert LogitProcessor(SamplingParams(), prompt=PROMPT, vocab_size=VOCAB_SIZE, thinking=unlimited).is_idle
 
 
 def test_a_row_without_changes_is_returned_and_others_are_copied() -> None:

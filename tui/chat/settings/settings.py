@@ -50,6 +50,7 @@ _LABELS: Mapping[str, str] = {
     "top_k": "Top-k",
     "min_p": "Min-p",
     "max_new_tokens": "Most new tokens",
+    "thinking_budget": "Thinking",
     "context_tokens": "Context",
     "kv_format": "Keys and values",
     "target": "Model",
@@ -62,6 +63,7 @@ _SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
     "repetition_penalty": ("auto", "1", "1.05", "1.1"),
     "seed": ("random", "0"),
     "max_new_tokens": ("256", "1024", "4096"),
+    "thinking_budget": ("auto", "on", "off", "500", "2000"),
     "draft": ("auto", "substitute", "none"),
     "tree": ("auto", "16x6", "32x8", "64x10", "128x12"),
     "context_tokens": ("auto", "2048", "4096", "8192"),
@@ -72,6 +74,8 @@ _SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
 _OTHER_NAMES: Mapping[str, str] = {
     "system": "system_prompt",
     "max_tokens": "max_new_tokens",
+    "think": "thinking_budget",
+    "thinking": "thinking_budget",
     "model": "target",
     "context": "context_tokens",
 }
@@ -87,7 +91,8 @@ class Setting(Option):
     @property
     def field_name(self) -> str:
         """What `owner` calls it."""
-        return self.name if self.parse is None else f"{self.name}_bytes"
+        is_own = self.owner is None or self.name in options_of(self.owner)
+        return self.name if is_own else f"{self.name}_bytes"
 
     @property
     def label(self) -> str:
@@ -130,7 +135,13 @@ class Setting(Option):
             return self.word
         if self.parse is None:
             return value
-        return next((word for word in ("min", format_bytes(value)) if self.parse(word, self.name) == value), str(value))
+        words = ("min", "on", "off", format_bytes(value))
+        return next((word for word in words if self._means(word, value)), str(value))
+
+    def _means(self, word: str, value: Any) -> bool:
+        with suppress(OptionError):
+            return self.parse is not None and bool(self.parse(word, self.name) == value)
+        return False
 
     def engine_value(self, value: Any) -> Any:
         """Return what the engine takes for a value of the right kind. Raises OptionError."""

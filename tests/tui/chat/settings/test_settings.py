@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from runtime.config import EngineConfig, SamplingParams, options_of
+from runtime.config import UNLIMITED_THINKING, EngineConfig, SamplingParams, options_of
 from runtime.errors import OptionError
 from tui.chat.settings.settings import (
     MAX_RECENT_TARGETS,
@@ -26,6 +26,7 @@ CHOSEN = ChatSettings(
     repetition_penalty=1.1,
     seed=7,
     max_new_tokens=10,
+    thinking_budget="500",
     verification="coupled",
     system_prompt="Be\nbrief.",
     target="org/name",
@@ -64,6 +65,7 @@ def test_every_value_reaches_the_engine():
         repetition_penalty=1.1,
         seed=7,
         max_new_tokens=10,
+        thinking_budget=500,
         verification="coupled",
     )
     assert EngineConfig(**CHOSEN.fields_of(EngineConfig)) == EngineConfig(
@@ -177,7 +179,8 @@ def test_names_order_and_groups_are_those_of_the_files_that_people_have():
     groups = {}
     for name, setting in SETTINGS.items():
         groups.setdefault(setting.group, []).append(name)
-    answers = "temperature top_p top_k min_p repetition_penalty seed max_new_tokens verification system_prompt"
+    answers = "temperature top_p top_k min_p repetition_penalty seed max_new_tokens thinking_budget"
+    answers += " verification system_prompt"
     models = "target draft draft_format lookup generation tree context_tokens recent_targets"
     assert list(groups.items()) == [
         ("Answers", answers.split()),
@@ -274,3 +277,15 @@ def test_a_recent_model_can_be_forgotten():
     assert settings.without_recent("a").recent_targets == ("b",)
     assert settings.without_recent("b").target == "b", "the one that is open stays it"
     assert settings.without_recent("c").recent_targets == ("b", "a")
+
+
+def test_thinking_is_typed_in_words_or_tokens():
+    setting = find_setting("think")
+    assert setting is find_setting("thinking") is SETTINGS["thinking_budget"] and setting.default == "auto"
+    for text, value in (("auto", None), ("on", UNLIMITED_THINKING), ("off", 0), ("500", 500)):
+        settings = ChatSettings().with_text("thinking_budget", text)
+        assert settings["thinking_budget"] == text
+        assert settings.fields_of(SamplingParams).get("thinking_budget") == value
+        assert setting.typed_value(value) == text
+    with pytest.raises(OptionError, match="thinking_budget is 'much'; it must be on, off, or the most tokens"):
+        ChatSettings().with_text("thinking_budget", "much")
