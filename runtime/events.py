@@ -10,6 +10,7 @@ from typing import Literal
 
 from offload.pass_statistics import PassStatistics
 from runtime.config import SCHEMES_OF_ONE_TEXT, Generation
+from runtime.prompts.prompt_file import ToolCall
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
 
@@ -142,6 +143,33 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of what the answer thinks before it says something, of a request that wants parts."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A tool that the answer calls, whole, of a request that wants parts."""
+
+    index: int
+    """How many calls the answer made before."""
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerParts:
+    """What an answer says, thinks and calls, apart from each other and without marks."""
+
+    content: str
+    """Its `TextDelta` texts joined."""
+    reasoning_content: str | None = None
+    """Its `ReasoningDelta` texts joined; None if it did not think."""
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationStatistics:
     """What one answer cost; sums, so that several answers add up to one."""
 
@@ -205,7 +233,7 @@ class Finished:
     finish_reason: FinishReason
     """An end token or stop string; the token limit; no room left in the context; somebody stopped it."""
     text: str
-    """The whole answer, equal to its `TextDelta` texts joined."""
+    """The whole answer, equal to its `TextDelta` texts joined; if it has `parts`, with all of them and their marks."""
     statistics: GenerationStatistics
     verification: str = "greedy"
     """The scheme that its tokens were verified with."""
@@ -215,6 +243,8 @@ class Finished:
     """What of its choices was the model's own: see `model.generation_config.OwnSettings`."""
     expected_prefill_seconds: float | None = None
     """What `prefill_seconds` was expected to be when the answer began; None where nothing was known."""
+    parts: AnswerParts | None = None
+    """The text apart, if the request wants that."""
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One of each token of the text, if the request wants them: no end token has one, and none that belongs to a stop
     string altogether."""
@@ -225,4 +255,4 @@ class Finished:
         return self.verification in SCHEMES_OF_ONE_TEXT
 
 
-Event = PrefillProgress | LevelDrafted | Round | TextDelta | Finished
+Event = PrefillProgress | LevelDrafted | Round | TextDelta | ReasoningDelta | ToolCallDelta | Finished

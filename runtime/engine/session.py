@@ -34,10 +34,14 @@ from runtime.prompts.headless import AnswerEvent
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.grammar import AnswerGrammar, Grammars
 from runtime.speculation.thinking import ThinkingRules, num_thought
+from runtime.tokenizer.answer_forms import AnswerForm
+from runtime.tokenizer.answer_parts import AnswerSplitter, Part
 from runtime.tokenizer.box import BoxedAnswer, Tokenizer, check_schema
 
 MOST_BLANKS = 3
 """Tokens of line ends that a chat template may write behind the mark with which it begins the thinking."""
+_TAIL_TOKENS = 16
+"""The end of a prompt, where a template may have opened the answer's thinking."""
 
 
 class Session:
@@ -199,7 +203,8 @@ class Session:
                     answer = by_lane[sequence.lane]
                     yield answer, event
                     if isinstance(event, Round) and (released := self._add(answer, event, len(answers))):
-                        yield answer, TextDelta(released)
+                        for part in answer.parts_of(released):
+                            yield answer, part
                     if self._is_stopped.is_set():
                         break
         except PassCancelledError:
@@ -228,7 +233,13 @@ class Session:
         )
         params = choices.params
         grammar = None if request.response_schema is None else self._begin_grammar(request.response_schema)
-        text = self._tokenizer.begin_answer(params.stop, behind=prompt[-4:] if request.is_continued else ())
+        form = self._tokenizer.answer_form if request.wants_parts else AnswerForm()
+        text = self._tokenizer.begin_answer(
+            params.stop,
+            behind=prompt[-4:] if request.is_continued else (),
+            kept=form.tokens(has_tools=request.tools is not None),
+            tail=prompt[-_TAIL_TOKENS:] if request.wants_parts else (),
+        )
         num_kept = engine.sequences[lane].num_kept(prompt)
         expected = engine.prefill_progress(num_kept, len(prompt)).expected_seconds
         sequence = engine.begin(
@@ -242,7 +253,14 @@ class Session:
             thinking=self._thinking_rules(request, prompt, params),
         )
         return _Answer(
-            request, sequence, text, choices, self.end_token_ids, expected=expected, generation=self.generation.choice
+            request,
+            sequence,
+            text,
+            choices,
+            self.end_token_ids,
+            expected=expected,
+            generation=self.generation.choice,
+            splitter=_splitter(form, request, text.tail_text) if request.wants_parts else None,
         )
 
     def _thinking_rules(
@@ -306,8 +324,10 @@ class _Answer:
         *,
         expected: float | None,
         generation: Generation,
+        splitter: AnswerSplitter | None,
     ) -> None:
-        """`expected` seconds of the prefill."""
+        """`expected` seconds of the prefill; `splitter`: what gives the text's parts, None: it has none."""
+        self._splitter = splitter
         self.request = request
         self.sequence = sequence
         self.text = text
@@ -343,10 +363,16 @@ class _Answer:
             self._first_round_tokens = num_added
         return released
 
+    def parts_of(self, released: str) -> Sequence[Part]:
+        """Return the events of more text."""
+        return [TextDelta(released)] if self._splitter is None else self._splitter.add(released)
+
     def last_events(self) -> Iterator[Event]:
         """Yield the text that was held back, and the end; no token follows."""
         if released := self.text.finish():
-            yield TextDelta(released)
+            yield from self.parts_of(released)
+        if self._splitter is not None:
+            yield from self._splitter.finish()
         yield Finished(
             self.finish_reason or "context",
             self.text.text,
@@ -355,6 +381,7 @@ class _Answer:
             generation=self._generation,
             own_settings=self._choices.own,
             expected_prefill_seconds=self._expected,
+            parts=None if self._splitter is None else self._splitter.parts,
             logprobs=None if self.request.top_logprobs is None else self.text.named(self._logprobs()),
         )
 
@@ -394,6 +421,13 @@ class _Answer:
             link_busy_seconds=sum((done.pass_statistics.link_busy_seconds for done in decoding), 0.0),
             decode_bytes_streamed=round(sum(done.pass_statistics.link_bytes / done.num_texts for done in decoding)),
         )
+
+
+def _splitter(form: AnswerForm, request: PromptRequest, tail_text: str) -> AnswerSplitter:
+    """Return what splits the answer to a prompt that ends with `tail_text`."""
+    said = request.messages[-1].content if request.is_continued and request.messages else ""
+    is_thinking = form.is_thinking(said, is_continued=True) if said.strip() else form.is_thinking(tail_text)
+    return AnswerSplitter(form, tools=request.tools, is_thinking=is_thinking)
 
 
 def check_room(prompt: Sequence[int], context_tokens: int) -> None:

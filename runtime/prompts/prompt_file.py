@@ -88,6 +88,8 @@ class PromptRequest:
     itself."""
     reasoning_effort: str | None = None
     """How much is thought, in the template's own words ("none", "low", "high"); ignored where it knows of none."""
+    wants_parts: bool = False
+    """Whether thinking, what is said and calls of tools come apart from each other; otherwise all is one text."""
     line_number: int = 1
     """Line of the prompt file, from 1."""
 

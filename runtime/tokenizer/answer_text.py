@@ -1,6 +1,6 @@
 """The text of an answer as its tokens come: no character is split, and no stop string is ever shown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -14,13 +14,20 @@ _PROBE = "is it ? no , it 's ."
 class AnswerText:
     """Turns accepted tokens into text as they come: no character is split, and no stop string is ever shown."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), *, behind: Sequence[int] = ()) -> None:
-        """`behind`: the last tokens of a text that is written on; many tokenizers drop a text's first space."""
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), *, behind: Sequence[int] = (), kept: Sequence[str] = ()
+    ) -> None:
+        """`behind`: the last tokens of a text that is written on; many tokenizers drop a text's first space.
+
+        `kept`: tokens whose text stays although they are special, as marks do in which parts of the answer stand.
+        """
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
+        self._dropped = _special_ids(tokenizer).difference(_ids_of(tokenizer, kept)) if kept else None
         self._behind = list(behind)
-        self._before = tokenizer.decode(self._behind, skip_special_tokens=True) if self._behind else ""
-        self._stream = None if self._before.endswith(_UNFINISHED_CHARACTER) else _decode_stream(tokenizer, behind)
+        self._before = self._plain(self._behind) if self._behind else ""
+        has_stream = not self._before.endswith(_UNFINISHED_CHARACTER)
+        self._stream = _decode_stream(tokenizer, behind, is_all_shown=bool(kept)) if has_stream else None
         self._streamed = ""
         self._num_released = 0
         self.token_ids: list[int] = []
@@ -62,12 +69,19 @@ class AnswerText:
         return len(self._decode(self.token_ids[:num_tokens]).rstrip(_UNFINISHED_CHARACTER))
 
     def _decode(self, token_ids: list[int]) -> str:
-        text: str = self._tokenizer.decode([*self._behind, *token_ids], skip_special_tokens=True)
-        return text[len(self._before) :]
+        return self._plain([*self._behind, *token_ids])[len(self._before) :]
+
+    def _plain(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens without those that are special, but for those that are kept."""
+        ids = list(token_ids)
+        if self._dropped is not None:
+            ids = [token_id for token_id in ids if token_id not in self._dropped]
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._dropped is None)
+        return text
 
     def _advance(self, token_id: int) -> None:
         """Decode one more token, so that a round costs its own tokens and not the whole answer."""
-        if self._stream is None:
+        if self._stream is None or (self._dropped is not None and token_id in self._dropped):
             return
         try:
             self._streamed += self._stream.step(self._tokenizer.backend_tokenizer, token_id) or ""
@@ -90,7 +104,7 @@ class AnswerText:
     def _has_stop(self) -> bool:
         # The tail is enough: a stop string that ends with this token covers at most as many tokens as it has bytes.
         longest = max(len(stop.encode()) for stop in self._stop)
-        tail = self._tokenizer.decode(self.token_ids[-longest - 8 :], skip_special_tokens=True)
+        tail = self._plain(self.token_ids[-longest - 8 :])
         return any(stop in tail for stop in self._stop)
 
     def _held_for_stop(self, text: str) -> int:
@@ -102,7 +116,19 @@ class AnswerText:
         return 0
 
 
-def _decode_stream(tokenizer: Any, behind: Sequence[int]) -> DecodeStream | None:
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    return frozenset((*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)))
+
+
+def _ids_of(tokenizer: Any, contents: Sequence[str]) -> Iterator[int]:
+    """Yield the ids of added tokens."""
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.content in contents:
+            yield token_id
+
+
+def _decode_stream(tokenizer: Any, behind: Sequence[int], *, is_all_shown: bool) -> DecodeStream | None:
     """Return a stream of what `tokenizer` decodes; None if its text is not that of the library below it.
 
     Tokenizers written in Python have no such library, and some take spaces before punctuation away afterwards.
@@ -113,4 +139,4 @@ def _decode_stream(tokenizer: Any, behind: Sequence[int]) -> DecodeStream | None
     probe: list[int] = backend.encode(_PROBE, add_special_tokens=False).ids
     if tokenizer.decode(probe, skip_special_tokens=True) != backend.decode(probe, skip_special_tokens=True):
         return None
-    return DecodeStream(ids=list(behind), skip_special_tokens=True)
+    return DecodeStream(ids=list(behind), skip_special_tokens=not is_all_shown)

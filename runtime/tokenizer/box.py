@@ -30,6 +30,7 @@ from runtime.errors import OptionError
 from runtime.events import TokenLogprob, TokenLogprobs
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer import messages as m
+from runtime.tokenizer.answer_forms import AnswerForm
 from runtime.tokenizer.limits import MEMORY_BYTES, WAITING_FACTOR, WAITING_SECONDS
 
 _R = TypeVar("_R", bound=m.Reply)
@@ -266,6 +267,11 @@ class Tokenizer:
         """The tokens around the model's thinking; None where none are known."""
         return self._loaded.thinking
 
+    @property
+    def answer_form(self) -> AnswerForm:
+        """Return which marks of thinking and of calls its answers may have."""
+        return AnswerForm.named(self._loaded.marks)
+
     def __len__(self) -> int:
         """Return how many ids it knows."""
         return self._loaded.num_tokens
@@ -317,9 +323,20 @@ class Tokenizer:
         difference = self._use(m.Compare(self._key, other._key), m.Difference, seconds=self._box.limits.load_seconds)
         return None if difference.token_id < 0 else difference
 
-    def begin_answer(self, stop: Sequence[str] = (), *, behind: Sequence[int] = ()) -> "BoxedAnswer":
-        """Begin the text of an answer; `behind`: the last tokens of a text that is written on."""
-        return BoxedAnswer(self, tuple(stop), tuple(behind))
+    def begin_answer(
+        self,
+        stop: Sequence[str] = (),
+        *,
+        behind: Sequence[int] = (),
+        kept: Sequence[str] = (),
+        tail: Sequence[int] = (),
+    ) -> "BoxedAnswer":
+        """Begin the text of an answer; `behind`: the last tokens of a text that is written on.
+
+        `kept`: tokens whose text stays although they are special; `tail`: the prompt's last ones, whose text it tells.
+        """
+        task = m.Begin(self._key, next(self._box.keys), list(stop), list(behind), list(kept), list(tail))
+        return BoxedAnswer(self, task)
 
     def _load(self) -> None:
         try:
@@ -401,12 +418,12 @@ class BoxedAnswer:
     comes with that of later tokens. Raises OptionError where the tokenizer breaks a limit.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], behind: tuple[int, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, task: m.Begin) -> None:
         """See `Tokenizer.begin_answer`."""
         self._tokenizer = tokenizer
-        self._has_stop = bool(stop)
-        self._is_continued = bool(behind)
-        self._key = next(tokenizer._box.keys)
+        self._has_stop = bool(task.stop)
+        self._is_continued = bool(task.behind)
+        self._key = task.answer_key
         self._added: Posted | None = None
         self._last_seconds = time.perf_counter()
         self.token_ids: list[int] = []
@@ -417,7 +434,8 @@ class BoxedAnswer:
         self.is_stopped = False
         """Whether a stop string was found; later tokens change nothing."""
         weakref.finalize(self, tokenizer._box.dropped_keys.append, self._key)
-        tokenizer._use(m.Begin(tokenizer._key, self._key, list(stop), list(behind)), m.Ready)
+        self.tail_text = tokenizer._use(task, m.Text).text
+        """What the prompt's last tokens are, those that were given with it."""
 
     def add(self, token_ids: Sequence[int]) -> str:
         """Append tokens and return the text they release; stop after the token that completes a stop string."""

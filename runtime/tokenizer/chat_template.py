@@ -20,7 +20,30 @@ _BUDGET = "thinking_budget"
 """Seed-OSS's number of tokens, of which 0 is none."""
 _SHORT_ID = 9
 """Characters of a call's id that Mistral's templates take, and no other number."""
-_THINKING_WORDS = ("</think>", "[/THINK]", "<channel|>", "</seed:think>", "<|inner_suffix|>", "<|END_THINKING|>")
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningMarks:
+    """What stands around thinking."""
+
+    begin: str
+    end: str
+    words: tuple[str, ...] = ()
+    """Tokens of which the marks consist, where they are more than one."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return self.words or (self.begin, self.end)
+
+
+REASONING = (
+    ReasoningMarks("<think>", "</think>"),  # Qwen 3, DeepSeek R1, SmolLM 3, GLM, Granite and most others
+    ReasoningMarks("[THINK]", "[/THINK]"),  # Ministral 3, Magistral
+    ReasoningMarks("<|channel>thought", "<channel|>", ("<|channel>", "<channel|>")),  # Gemma 4
+    ReasoningMarks("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ReasoningMarks("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    ReasoningMarks("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A and R7B
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +62,7 @@ class ChatTemplate:
     @property
     def knows_thinking(self) -> bool:
         """Return whether answers may begin with thinking, as far as its own text shows."""
-        return any(word in self.literals for word in _THINKING_WORDS)
+        return any(marks.end in self.literals for marks in REASONING)
 
     @property
     def has_switch(self) -> bool:

@@ -10,6 +10,7 @@ from offload.checkpoint.gguf_file import part_files
 from profiles.errors import OverstoryError, quote
 from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
+from runtime.tokenizer.answer_forms import answer_form
 from runtime.tokenizer.answer_text import AnswerText
 from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
 from runtime.tokenizer.json_schema import compile_schema
@@ -72,7 +73,11 @@ class Desk:
         self._tokenizers[task.key] = tokenizer
         end = tokenizer.eos_token_id
         return m.Loaded(
-            end if type(end) is int else None, bool(tokenizer.chat_template), len(tokenizer), thinking_marks(tokenizer)
+            end if type(end) is int else None,
+            bool(tokenizer.chat_template),
+            len(tokenizer),
+            thinking=thinking_marks(tokenizer),
+            marks=answer_form(tokenizer).begins,
         )
 
     def _encode(self, task: m.Encode) -> m.Reply:
@@ -109,8 +114,9 @@ class Desk:
         return m.Ready()
 
     def _begin(self, task: m.Begin) -> m.Reply:
-        self._answers[task.answer_key] = AnswerText(self._tokenizers[task.key], task.stop, behind=task.behind)
-        return m.Ready()
+        tokenizer = self._tokenizers[task.key]
+        self._answers[task.answer_key] = AnswerText(tokenizer, task.stop, behind=task.behind, kept=task.kept)
+        return m.Text(tokenizer.decode(task.tail) if task.tail else "")
 
     def _add(self, task: m.Add) -> m.Reply:
         answer = self._known(task.answer_key)

@@ -88,6 +88,10 @@ class Begin(_Message, frozen=True):
     answer_key: int
     stop: list[str]
     behind: list[int]
+    kept: list[str] = []  # copied for each record
+    """Tokens whose text stays although they are special."""
+    tail: list[int] = []
+    """The prompt's last tokens, whose text is the reply, with all that is special."""
 
 
 class Add(_Message, frozen=True):
@@ -142,6 +146,8 @@ class Loaded(_Message, frozen=True):
     num_tokens: int
     thinking: ThinkingMarks | None = None
     """None where no marks of thinking are known."""
+    marks: list[str] = []
+    """Beginnings of the marks that its answers may have: see `AnswerForm`."""
 
 
 class Encoded(_Message, frozen=True):
@@ -158,7 +164,7 @@ class EncodedPair(_Message, frozen=True):
 
 
 class Text(_Message, frozen=True):
-    """A token's string, as it may be printed."""
+    """A token's string, as it may be printed, or the text of some."""
 
     text: str
 

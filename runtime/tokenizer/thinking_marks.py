@@ -3,31 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
+from runtime.tokenizer.answer_forms import answer_form
 from runtime.tokenizer.chat_template import chat_template
 from runtime.tokenizer.messages import ThinkingMarks
 
-MARKS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|channel>thought", "<channel|>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)
-"""Beginning and end, as models in use have them: DeepSeek, Qwen and many others; Mistral; Gemma 4; Seed; Cohere."""
 _SPACES = "\u2581\u0120"
 """Signs of vocabularies for the space before a token."""
 
 
 def thinking_marks(tokenizer: Any) -> ThinkingMarks | None:
-    """Return the first pair of MARKS that the chat template has one of, or that are tokens by themselves."""
-    template = str(tokenizer.chat_template or "")
+    """Return the marks of `answer_form`, as tokens."""
+    marks = answer_form(tokenizer).reasoning
+    if marks is None:
+        return None
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    for begin, end in MARKS:
-        if begin in template or end in template or (begin in vocabulary and end in vocabulary):
-            places = (_places(tokenizer, vocabulary, mark) for mark in (begin, end))
-            has_switch = chat_template(tokenizer, has_tools=False).has_switch
-            return ThinkingMarks(begin, end, has_switch, *places)
-    return None
+    begin, end = (_places(tokenizer, vocabulary, mark) for mark in (marks.begin, marks.end))
+    return ThinkingMarks(marks.begin, marks.end, chat_template(tokenizer, has_tools=False).has_switch, begin, end)
 
 
 def _places(tokenizer: Any, vocabulary: dict[str, int], mark: str) -> tuple[tuple[int, ...], ...]:

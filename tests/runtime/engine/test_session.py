@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +11,11 @@ from runtime.engine.load_plan import LoadPlan
 from runtime.engine.loading import OpenSession, open_session
 from runtime.engine.session import Session, format_prompt
 from runtime.errors import OptionError
-from runtime.events import Finished, Round, TextDelta
+from runtime.events import AnswerParts, Event, Finished, ReasoningDelta, Round, TextDelta, ToolCallDelta
 from runtime.planner.prefill import PrefillPlanner
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import BoxedAnswer
+from tests.support.calling_models import CALL, save_calling_folder, saying, tools_json
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder, save_with_tokens_beyond
 
 SEED = 37
@@ -215,3 +217,47 @@ def test_end_tokens_and_a_draft_may_lie_beyond_the_embedding(tmp_path: Path) -> 
     with open_tiny(target, draft=draft, tree="8x4", lookup="on") as opened:
         assert answer(opened, request("see <image> <audio> catdog"))[1] == expected[1]
         assert answer(opened, request("see <image> <audio> catdog", repetition_penalty=1.2))[1]
+
+
+def parts_of(opened: OpenSession, text: str, **how: Any) -> tuple[list[Event], Finished]:
+    """What comes where a model is made to say a text; the last event apart."""
+    asked = PromptRequest(
+        id="1",
+        params=saying(text),
+        **{"messages": (Message("user", "where"),), "tools": tools_json(), "wants_parts": True, **how},
+    )
+    *events, finished = opened.session.generate(asked)
+    assert isinstance(finished, Finished)
+    return [event for event in events if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta)], finished
+
+
+@pytest.mark.parametrize("are_special", [True, False])
+def test_thinking_and_calls_come_apart_where_a_request_wants_that(tmp_path: Path, are_special: bool) -> None:
+    """Marks are special tokens in some families, which leave no text otherwise."""
+    folder = save_calling_folder(tmp_path, are_special=are_special)
+    said = f"<think>\nwell\n</think>\n\nI look. {CALL}"
+    with open_tiny(folder, context_tokens=512) as opened:
+        events, finished = parts_of(opened, said)
+        parts = finished.parts
+        assert parts is not None and finished.text == said and finished.finish_reason == "stop"
+        assert (parts.content, parts.reasoning_content) == ("I look.", "well")
+        assert [(call.name, call.arguments) for call in parts.tool_calls] == [("look", '{"at": "cat"}')]
+        assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "I look."
+        assert [event.call for event in events if isinstance(event, ToolCallDelta)] == list(parts.tool_calls)
+        whole = parts_of(opened, said, wants_parts=False)[1]
+        assert whole.parts is None and (whole.text == said) is not are_special
+        opened_in_prompt = parts_of(opened, "well</think>yes", thinking=True)[1].parts
+        assert opened_in_prompt == AnswerParts("yes", "well")
+        unmarked = parts_of(opened, CALL, tools=None)[1].parts
+        assert unmarked is not None and unmarked.tool_calls == () and "look" in unmarked.content
+
+
+def test_an_answer_that_is_continued_is_still_thinking_or_not(tmp_path: Path) -> None:
+    with open_tiny(save_calling_folder(tmp_path), context_tokens=512) as opened:
+        for begun, expected in (
+            ("<think>we", AnswerParts("yes", "ll")),
+            ("<think>a</think>b", AnswerParts("ll</think>yes")),
+        ):
+            messages = (Message("user", "where"), Message("assistant", begun))
+            found = parts_of(opened, "ll</think>yes", messages=messages, is_continued=True)[1]
+            assert found.parts == expected

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from runtime.tokenizer.answer_text import AnswerText
+from tests.support.calling_models import calling_tokenizer
 from tests.support.model_factory import build_tokenizer
 from tests.support.small_tokenizers import byte_level, sentencepiece
 
@@ -158,3 +159,16 @@ def test_only_what_is_new_is_decoded_unless_spaces_are_cleaned_up_afterwards() -
     answer_text = AnswerText(cleaning)
     assert answer_text._stream is None
     assert answer_text.add(cleaning("no, it is.").input_ids) == "no, it is."
+
+
+def test_marks_that_are_kept_stay_although_they_are_special() -> None:
+    """The parts of an answer stand between them; every other special token leaves no text, as always."""
+    tokenizer = calling_tokenizer()
+    text = "<think>é</think></s>a <tool_call>{}</tool_call>"
+    token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for burst in (1, 3):
+        answer_text = AnswerText(tokenizer, kept=("<think>", "</think>"))
+        released = [answer_text.add(token_ids[i : i + burst]) for i in range(0, len(token_ids), burst)]
+        assert "".join(released) + answer_text.finish() == answer_text.text == "<think>é</think>a {}"
+    assert AnswerText(tokenizer, ["k>a"], kept=("</think>",)).add(token_ids) == "é</thin"
+    assert AnswerText(tokenizer).add(token_ids) == "éa {}"

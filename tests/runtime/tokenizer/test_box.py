@@ -20,6 +20,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.answer_text import AnswerText
 from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox, shared_box
+from tests.support.calling_models import calling_tokenizer
 from tests.support.model_factory import build_tokenizer, save_tiny_tokenizer
 
 TEMPLATE = (
@@ -62,6 +63,16 @@ def ask(tokenizer: Tokenizer, text: str) -> list[int]:
 def process_of(box: TokenizerBox) -> subprocess.Popen[bytes]:
     assert box._process is not None
     return box._process
+
+
+def test_marks_of_parts_are_told_and_kept(tmp_path: Path, box: TokenizerBox) -> None:
+    calling_tokenizer().save_pretrained(tmp_path)
+    ours, theirs = Tokenizer(tmp_path, box), calling_tokenizer()
+    assert ours.answer_form.begins == ["<think>", "<tool_call>"]
+    ids = theirs("<think>a</think>", add_special_tokens=False)["input_ids"]
+    answer = ours.begin_answer(kept=["</think>"], tail=ids)
+    assert answer.tail_text == "<think>a</think>"
+    assert answer.add(ids) + answer.finish() == "a</think>"
 
 
 def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: TokenizerBox) -> None:

@@ -2,12 +2,13 @@
 
 import pytest
 
-from runtime.tokenizer.thinking_marks import MARKS, thinking_marks
+from runtime.tokenizer.chat_template import REASONING
+from runtime.tokenizer.thinking_marks import thinking_marks
 from tests.support.json_models import json_tokenizer
 from tests.support.model_factory import build_tokenizer
 
 
-@pytest.mark.parametrize(("begin", "end"), MARKS)
+@pytest.mark.parametrize(("begin", "end"), [(marks.begin, marks.end) for marks in REASONING])
 def test_marks_that_are_tokens(begin: str, end: str) -> None:
     tokenizer = build_tokenizer()
     assert thinking_marks(tokenizer) is None
