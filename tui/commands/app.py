@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tui.commands.ask import ask
 from tui.commands.bench import bench_app
 from tui.commands.calibrate import calibrate
 from tui.commands.chat import chat
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
-for _command in (run, score, compare, chat, calibrate, doctor, prepare, unpack, plan):
+for _command in (run, ask, score, compare, chat, calibrate, doctor, prepare, unpack, plan):
     app.command()(_command)
 for _registered in (*app.registered_commands, *bench_app.registered_commands):
     _registered.cls = _Command
