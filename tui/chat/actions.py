@@ -259,7 +259,10 @@ class Actions:
         remembered = self._chat.services.settings
         if not name:
             themes = (AUTO, *sorted(self._chat.screen.app.available_themes))
-            form = SettingsScreen(remembered.shown, themes=themes, now=remembered.described_elsewhere())
+            problems = self._chat.services.keys.problems
+            form = SettingsScreen(
+                remembered.shown, themes=themes, now=remembered.described_elsewhere(), key_problems=problems
+            )
             self._chat.screen.app.push_screen(form, self._keep_settings)
             return
         found = find_setting(name).name
@@ -286,7 +289,7 @@ class Actions:
 
     def do_help(self, command: str = "") -> None:
         known = known_command(command.removeprefix("/")) if command else None
-        bindings = [*PromptArea.BINDINGS, *self._chat.screen.BINDINGS]
+        bindings = [*PromptArea.BINDINGS, *self._chat.screen.BINDINGS, *self._chat.screen.app.BINDINGS]
         self._chat.screen.app.push_screen(HelpScreen(bindings, command=known))
 
     def do_stats(self) -> None:

@@ -11,13 +11,15 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from textual import events, on
 from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.screen import Screen
 
+from tui.chat.commands.keymap import bind, keys_now
 from tui.chat.commands.registry import COMMANDS, key_text
 from tui.chat.display import ChatServices
 from tui.chat.screen import ChatScreen
@@ -82,15 +84,21 @@ def collect_rarely() -> None:
     gc.freeze()
 
 
-class ChatApp(App[int]):
+class ChatApp(App[int], inherit_bindings=False):
     """Overstory in a terminal."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        bind("quit", "quit", "Quit", priority=True, tooltip="End the app; every conversation is kept."),
+        bind("palette", "command_palette", "Commands", priority=True, tooltip="Find a command by a part of its name"),
+        Binding("ctrl+c", "help_quit", show=False, system=True),  # in dialogs, where nothing else takes it
+    ]
     TITLE = "Overstory"
     CSS_PATH = "chat.tcss"
 
     def __init__(self, services: ChatServices) -> None:
         super().__init__()
         self.services = services
+        self.set_keymap(services.keys.chosen)
         self._collecting: asyncio.TimerHandle | None = None
         self._handlers: dict[int, Any] = {}  # of signals, as they were before
         for theme in THEMES:
@@ -111,7 +119,8 @@ class ChatApp(App[int]):
             for command in COMMANDS:
                 usage, *_ = command.usage.split(" [")  # which the palette would read as markup
                 names = " ".join((usage, *(f"/{alias}" for alias in command.aliases)))
-                title = f"{command.title}  {names}  {key_text(command.key)}".rstrip()
+                keys = " ".join(map(key_text, keys_now(self, command.name)))
+                title = f"{command.title}  {names}  {keys}".rstrip()
                 yield SystemCommand(title, command.help, partial(screen.run_action, f"do('{command.name}')"))
 
     def on_mount(self) -> None:

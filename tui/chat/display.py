@@ -28,6 +28,7 @@ from tui.chat.changes import (
     TroubleKind,
     TurnsChanged,
 )
+from tui.chat.commands.keymap import NOTHING_CHOSEN, Keymap, key_now
 from tui.chat.dialogue import Dialogue
 from tui.chat.drafts import DraftKeeper
 from tui.chat.engine.client import EngineClient
@@ -106,6 +107,8 @@ class ChatServices:
     notices: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables that say how the terminal looks."""
+    keys: Keymap = NOTHING_CHOSEN
+    """The keys that the settings file gives."""
     export_folder: Path = Path()
     """Where conversations are exported to unless another place is named."""
     is_demo_missing: Callable[[], bool] = lambda: False
@@ -215,13 +218,13 @@ class ChatDisplay:
             return Greeting(f"{model.target} is ready.{base}", is_chat, model.sentences)
         if state.phase == "loading":
             return Greeting(f"{self.wanted_model} is on its way; what you send waits for it.")
-        return Greeting("No model is open: F4 chooses one.")
+        return Greeting(f"No model is open: {key_now(self.screen, 'model')} chooses one.")
 
     def _show_waiting(self) -> None:
         """Show the prompts that wait, each in a line, in the order in which they are sent."""
         texts = [one_line(each.text) for each in self.dialogue.waiting]
         lines = [f"{number}. waits: {text}" for number, text in enumerate(texts, 1)]
-        self.queued.update("\n".join(lines) + "   (Esc takes it back)")
+        self.queued.update("\n".join(lines) + f"   ({key_now(self.screen, 'back')} takes it back)")
         self.queued.display = bool(texts)
 
     def show_keys(self) -> None:

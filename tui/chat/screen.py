@@ -2,12 +2,13 @@
 
 import inspect
 import time
+from dataclasses import replace
 from typing import ClassVar
 
 from textual import events, on, work
 from textual.actions import SkipAction
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import ActiveBinding, Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.timer import Timer
@@ -17,6 +18,7 @@ from textual.widgets import Footer, Input, Static, TextArea
 from runtime.errors import OptionError
 from tui.chat.actions import Actions
 from tui.chat.changes import PromptReturned, Trouble
+from tui.chat.commands.keymap import NO_KEY, bind, bindings_of, key_now, keys_now
 from tui.chat.commands.registry import COMMANDS, Command
 from tui.chat.commands.slash import complete_command, is_command, message_text, parse_command, paths_for, whole_command
 from tui.chat.display import ChatDisplay, ChatServices
@@ -50,8 +52,8 @@ QUIT_SECONDS = 2.0  # within which Ctrl+C twice quits
 
 
 def _binding(command: Command) -> Binding:
-    return Binding(
-        command.key,
+    return bind(
+        command.name,
         f"do('{command.name}')",
         FOOTER_WORDS.get(command.name, command.title),
         show=command.name in FOOTER_WORDS,
@@ -64,22 +66,22 @@ def _footer_place(command: Command) -> int:
     return [*FOOTER_WORDS, command.name].index(command.name)
 
 
-_COMMAND_KEYS = [_binding(command) for command in sorted(COMMANDS, key=_footer_place) if command.key]
+_COMMAND_KEYS = [_binding(command) for command in sorted(COMMANDS, key=_footer_place)]
 
 
 class ChatScreen(Screen[None]):
     """Everything that a person does, and all that the engine reports, comes in here."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "step_back", "Stop", tooltip="Close what lies over the prompt; else take back or stop"),
+        bind("back", "step_back", "Stop", show=True, tooltip="Close what lies over the prompt; else take back or stop"),
         *_COMMAND_KEYS,
-        Binding("ctrl+c", "copy_or_quit", "Copy or quit", show=False, priority=True, tooltip="Twice quits"),
-        Binding("ctrl+z", "app.suspend_process", "Suspend", show=False, tooltip="Back to the shell; fg returns here"),
-        Binding("f6", "go_to_notice", "Choose", show=False, priority=True, tooltip="Go to the notice's choices"),
-        Binding("pageup", "page(-1)", "Scroll up", show=False, priority=True, tooltip="Scroll the conversation up"),
-        Binding("pagedown", "page(1)", "Scroll down", show=False, priority=True, tooltip="Scroll it down"),
-        Binding("ctrl+home", "show_start", "Start", show=False, priority=True, tooltip="Go to the first turn"),
-        Binding("ctrl+end", "show_end", "End", show=False, priority=True, tooltip="Go to the last turn, follow it"),
+        bind("interrupt", "copy_or_quit", "Copy or quit", priority=True, tooltip="Copy what is selected; twice quits"),
+        bind("suspend", "app.suspend_process", "Suspend", tooltip="Back to the shell; fg returns here"),
+        bind("choices", "go_to_notice", "Choose", priority=True, tooltip="Go to the notice's choices"),
+        bind("page_up", "page(-1)", "Scroll up", priority=True, tooltip="Scroll the conversation up"),
+        bind("page_down", "page(1)", "Scroll down", priority=True, tooltip="Scroll it down"),
+        bind("first_turn", "show_start", "Start", priority=True, tooltip="Go to the first turn"),
+        bind("last_turn", "show_end", "End", priority=True, tooltip="Go to the last turn, follow it"),
     ]
 
     def __init__(self, services: ChatServices) -> None:
@@ -139,7 +141,7 @@ class ChatScreen(Screen[None]):
         if focused is not None:
             nodes = [node for node in focused.ancestors_with_self if node is not self and node is not self.app]
             is_field = isinstance(focused, Input | TextArea)
-            is_bound = key is not None and any(key.key in node._bindings.key_to_bindings for node in nodes)
+            is_bound = key is not None and any(any(bindings_of(node, key.key)) for node in nodes)
             if is_field or is_bound or (key is not None and not key.is_printable):
                 return
         self.set_focus(self.chat.prompt)
@@ -147,10 +149,24 @@ class ChatScreen(Screen[None]):
     def on_key(self, event: events.Key) -> None:
         """Come back to the prompt with Esc, wherever the focus is, once there is nothing to stop."""
         is_taken = self.chat.side.has_focus_within or self.chat.notice.has_focus_within
-        if event.key == "escape" and not is_taken and not self.chat.is_something_to_stop:
+        if event.key in keys_now(self, "back") and not is_taken and not self.chat.is_something_to_stop:
             event.stop()
             self.chat.side.display = False
             self.set_focus(self.chat.prompt)
+
+    @property
+    def active_bindings(self) -> dict[str, ActiveBinding]:
+        """What the keys do that hold now, in the usual order; what has no key is not for the footer."""
+        active, chosen = super().active_bindings, self.app._keymap
+        if not chosen:
+            return {key: each for key, each in active.items() if key != NO_KEY}
+        own: dict[str, ActiveBinding] = {}
+        for _, binding in self._bindings:
+            is_possible = self.app._check_action_state(binding.action, self)
+            for key in keys_now(self, binding.id) if binding.id is not None and is_possible else ():
+                if binding.id in chosen or (key in active and active[key].node is self):
+                    own[key] = ActiveBinding(self, replace(binding, key=key), True, binding.tooltip)
+        return own | {key: each for key, each in active.items() if key not in own and key != NO_KEY}
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Show Esc in the footer while there is something to stop."""
@@ -267,7 +283,8 @@ class ChatScreen(Screen[None]):
             await self.app.action_quit()
             return
         self._interrupted_at = now
-        self.chat.say("press Ctrl+C again to quit; Esc stops an answer")
+        again, stop = key_now(self, "interrupt"), key_now(self, "back")
+        self.chat.say(f"press {again} again to quit; {stop} stops an answer")
 
     def action_go_to_notice(self) -> None:
         if self.chat.notice.display:

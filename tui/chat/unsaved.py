@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from offload.errors import WriteError
+from tui.chat.commands.keymap import key_now
 from tui.chat.display import ChatDisplay
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.files import path_of, to_markdown
@@ -57,7 +58,8 @@ class UnsavedWatch:
             return True
         self._is_asked = True
         proposed = str(free_path(Path.home() / "overstory-unsaved.md"))
-        hint = "Enter writes it there and quits; Esc goes back; Ctrl+Q quits without it"
+        back, leave = (key_now(self._chat.screen, name) for name in ("cancel", "quit"))
+        hint = f"Enter writes it there and quits; {back} goes back; {leave} quits without it"
 
         async def write(path: str | None) -> None:
             self._is_asked = False

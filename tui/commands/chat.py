@@ -66,9 +66,10 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
     """Open what is kept, run the app until it ends, and return the exit code."""
     from runtime.engine.demo_model import is_demo_model_here
     from tui.chat.app import ChatApp, collect_rarely
+    from tui.chat.commands.keymap import make_keymap
     from tui.chat.display import ChatServices
     from tui.chat.engine.client import EngineClient
-    from tui.chat.settings.file import RememberedSettings, read_settings
+    from tui.chat.settings.file import RememberedSettings, read_keys, read_settings
     from tui.chat.terminal_input import repair_terminal_input
 
     with ExitStack() as stack:
@@ -76,6 +77,7 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
         stack.enter_context(store)
         settings_file = config_folder() / "settings.toml"
         settings, damages = read_settings(settings_file)
+        keys = make_keymap(read_keys(settings_file))
         latest = store.list_conversations(limit=1) if is_last else []
         if conversation_id is None and latest:
             conversation_id = latest[0].id
@@ -87,7 +89,8 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
                 engine=EngineClient(),
                 settings=RememberedSettings(settings, path=settings_file, overrides=overrides),
                 conversation_id=conversation_id,
-                notices=(*notices, *damages),
+                notices=(*notices, *damages, *keys.problems),
+                keys=keys,
                 environment=os.environ,
                 export_folder=data_folder() / "exports",
                 is_demo_missing=lambda: not is_demo_model_here(cache_folder()),

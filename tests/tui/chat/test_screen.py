@@ -9,6 +9,7 @@ from tests.support.chat_stories import tell, telling
 from tests.support.screen_text import screen_text
 from tui.chat.actions import Actions
 from tui.chat.changes import TroubleKind
+from tui.chat.commands.keymap import NO_KEY
 from tui.chat.commands.registry import COMMANDS, find_command
 from tui.chat.display import CHOICES
 from tui.chat.screen import FOOTER_WORDS, ChatScreen
@@ -33,7 +34,7 @@ def test_every_choice_has_an_action_and_explains_itself():
 
 
 def test_every_binding_has_a_key_of_its_own_and_explains_itself():
-    keys = [key for binding in ChatScreen.BINDINGS for key in binding.key.split(",")]
+    keys = [key for binding in ChatScreen.BINDINGS for key in binding.key.split(",") if key != NO_KEY]
     assert len(keys) == len(set(keys))
     assert all(binding.tooltip and binding.description for binding in ChatScreen.BINDINGS)
     assert {command.name for command in COMMANDS} >= set(FOOTER_WORDS)

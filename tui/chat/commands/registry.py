@@ -115,6 +115,9 @@ def find_command(name: str) -> Command | None:
     return next((command for command in COMMANDS if wanted == command.name or wanted in command.aliases), None)
 
 
+_KEY_WORDS = {"escape": "Esc", "delete": "Del", "pageup": "PgUp", "pagedown": "PgDn", "underscore": "_"}
+
+
 def key_text(key: str) -> str:
-    """Write a key as on the keyboard: `ctrl+n` as `Ctrl+N`, `escape` as `Esc`."""
-    return "+".join("Esc" if part == "escape" else part.capitalize() for part in key.split("+"))
+    """Write a key as on the keyboard: `ctrl+n` as `Ctrl+N`, `escape` as `Esc`, `ctrl+underscore` as `Ctrl+_`."""
+    return "+".join(_KEY_WORDS.get(part, part.capitalize()) for part in key.split("+"))

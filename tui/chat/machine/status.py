@@ -14,6 +14,7 @@ from textual.style import Style
 from textual.widget import Widget
 
 from offload.units import format_bytes
+from tui.chat.commands.keymap import key_now
 from tui.chat.engine.state import EngineState, Phase
 from tui.chat.machine.drawing import (
     SIGN_STYLES,
@@ -135,12 +136,17 @@ def duration_text(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
-def progress_figures(state: EngineState, wanted: str = "") -> Iterator[StatusFigure]:
-    """Yield what the engine does and how far it is: for the left. `wanted` is the model that is being loaded."""
+def progress_figures(state: EngineState, wanted: str = "", *, choose: str = "F4") -> Iterator[StatusFigure]:
+    """Yield what the engine does and how far it is: for the left.
+
+    `wanted` is the model that is being loaded, `choose` the key that chooses one.
+    """
     words, style, tooltip = phase_words(state), _LOOKS[state.phase][1], phase_tooltip(state)
     if state.phase == "loading":
         yield from _loading_figures(state, words, style, tooltip, wanted)
         return
+    if state.phase == "no model":
+        words, tooltip = (text.replace("F4", choose) for text in (words, tooltip))
     yield StatusFigure(words, words, 20, tooltip, style)
     if state.late is not None:
         loaded = f"{state.late.num_done_bytes / max(1, state.late.num_bytes):.0%}"
@@ -231,12 +237,12 @@ def status_figures(state: EngineState) -> Iterator[StatusFigure]:
         yield StatusFigure(f"context {used / limit:.0%}", f"ctx {used / limit:.0%}", 18, tooltip)
 
 
-def status_row(state: EngineState, width: int, wanted: str = "") -> Content:
+def status_row(state: EngineState, width: int, wanted: str = "", *, choose: str = "F4") -> Content:
     """Return what is done at the left and what fits of the figures at the right, in at most `width` cells.
 
     The style of each piece holds its tooltip.
     """
-    left, right = tuple(progress_figures(state, wanted)), tuple(status_figures(state))
+    left, right = tuple(progress_figures(state, wanted, choose=choose)), tuple(status_figures(state))
     fitting = fit_figures((*left, *right), width)
     if not fitting and left:
         fitting = {left[0]: fit_text(left[0].short, width)}
@@ -269,7 +275,7 @@ class StatusLine(Widget):
     def show(self, state: EngineState, wanted: str = "") -> None:
         """Show that state from now on; `wanted` is the model that is being loaded."""
         self._state, self._wanted = state, wanted
-        row = status_row(state, self.content_size.width, wanted)
+        row = status_row(state, self.content_size.width, wanted, choose=key_now(self, "model"))
         if not row.is_same(self._row):
             self._row = row
             self.refresh()

@@ -39,6 +39,16 @@ _HEADER = """\
 # Settings of `overstory chat`. A setting that changes in the app changes only its own line here; what you
 # change takes effect at the next start. A line that is missing stands for the default.
 """
+KEYS = "keys"
+"""The table of keys: names of bindings, which the help lists, and what to press."""
+_KEYS_COMMENT = """
+# ---- Keys ----
+
+# Other keys, by the names that /help shows; "none" takes a key away. Without the first # of each line:
+# [keys]
+# new = "ctrl+n"
+# regenerate = "alt+r, f7"
+"""
 
 
 class RememberedSettings:
@@ -187,6 +197,14 @@ def read_settings(path: Path) -> tuple[ChatSettings, tuple[str, ...]]:
         return ChatSettings(), (_set_aside(path, one_line(str(error))),)
 
 
+def read_keys(path: Path) -> object:
+    """Return what the file says under `[keys]`, unchecked; nothing where it cannot be read, which is told elsewhere."""
+    try:
+        return tomllib.loads(_read_text(path)).get(KEYS, {})
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 def write_settings(path: Path, settings: ChatSettings, changed: Iterable[str]) -> None:
     """Change these settings in the file, in one step; a new file gets all of them. Raises WriteError.
 
@@ -216,7 +234,7 @@ def format_settings(settings: ChatSettings) -> str:
     for group, members in groupby(SETTINGS.values(), key=attrgetter("group")):
         lines.append(f"\n# ---- {group} ----\n\n")
         lines += [f"# {each.help}\n{each.name} = {_to_toml(settings[each.name])}\n" for each in members]
-    return "".join(lines)
+    return "".join((*lines, _KEYS_COMMENT))
 
 
 def _with_changes(text: str, settings: ChatSettings, changed: Iterable[str]) -> str:
@@ -258,7 +276,7 @@ def _from_values(values: Mapping[str, Any], *, where: str) -> tuple[ChatSettings
             default = _to_toml(SETTINGS[name].default)
             told = one_line(str(error)).rstrip(".")
             notices.append(f"{where}: {told}; the default, {default}, is used instead")
-    if unknown := [quote(name) for name in values if name not in SETTINGS]:
+    if unknown := [quote(name) for name in values if name not in (*SETTINGS, KEYS)]:
         verb = "is no setting and is" if len(unknown) == 1 else "are no settings and are"
         notices.append(f"{where}: {', '.join(unknown)} {verb} ignored")
     return ChatSettings(**sound), tuple(notices)

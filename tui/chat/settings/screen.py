@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.suggester import SuggestFromList
@@ -15,6 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Static, TextArea
 
 from profiles.errors import BadInputError
+from tui.chat.commands.keymap import bind, key_now
 from tui.chat.settings.settings import SETTINGS, TYPED_SETTINGS, ChatSettings, Setting, changes_that_reload
 from tui.chat.widgets.choice import ChoiceField
 from tui.chat.widgets.prompt import SafeTextArea
@@ -65,17 +66,26 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
     """The form; its result is the settings to hold from now on, or None if nothing is to change."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "keep", "Keep", tooltip="Let the settings hold from now on", priority=True),
-        Binding("escape", "cancel", "Cancel", tooltip="Leave everything as it was"),
-        Binding("down", "app.focus_next", "Next setting", show=False, tooltip="Go to the next setting"),
-        Binding("up", "app.focus_previous", "Previous setting", show=False, tooltip="Go to the setting before"),
+        bind("keep", "keep", "Keep", show=True, priority=True, tooltip="Let the settings hold from now on"),
+        bind("cancel", "cancel", "Cancel", show=True, tooltip="Leave everything as it was"),
+        bind("field_after", "app.focus_next", "Next setting", tooltip="Go to the next setting"),
+        bind("field_before", "app.focus_previous", "Previous setting", tooltip="Go to the setting before"),
     ]
 
     def __init__(
-        self, settings: ChatSettings, *, themes: Sequence[str] = (), now: Mapping[str, str] | None = None
+        self,
+        settings: ChatSettings,
+        *,
+        themes: Sequence[str] = (),
+        now: Mapping[str, str] | None = None,
+        key_problems: Sequence[str] = (),
     ) -> None:
-        """`now`: what holds where the settings do not say it themselves, and where it comes from."""
+        """`now`: what holds where the settings do not say it themselves, and where it comes from.
+
+        `key_problems`: what of the keys in the file does not hold, a sentence each.
+        """
         super().__init__()
+        self._key_problems = key_problems
         self._now = now or {}
         self._before = self._settings = settings  # one with a problem is as it was before that text
         self._problems: dict[str, str] = {}  # a sentence for each whose text is not allowed
@@ -89,9 +99,10 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
             yield Static(id="settings-help", markup=False)
             yield Static(id="settings-reload", markup=False)
             with Horizontal(id="settings-buttons"):
-                yield Button("Keep", id="settings-keep", compact=True, variant="primary", tooltip="Ctrl+S")
-                yield Button("Cancel", id="settings-cancel", compact=True, tooltip="Esc")
-                yield Static("↑↓ move · ←→ choose · Ctrl+S keep · Esc cancel", id="settings-hint")
+                keep, cancel = key_now(self, "keep"), key_now(self, "cancel")
+                yield Button("Keep", id="settings-keep", compact=True, variant="primary", tooltip=keep)
+                yield Button("Cancel", id="settings-cancel", compact=True, tooltip=cancel)
+                yield Static(f"↑↓ move · ←→ choose · {keep} keep · {cancel} cancel", id="settings-hint", markup=False)
 
     def on_mount(self) -> None:
         self.query_one(f"#{_FIELD}temperature").focus()
@@ -136,10 +147,15 @@ class SettingsScreen(ModalScreen[ChatSettings | None]):
         self.dismiss(None)
 
     def _rows(self) -> Iterator[Widget]:
+        for problem in self._key_problems:
+            yield Static(f"✗ {one_line(problem)}", classes="setting-note -problem", markup=False)
         for index, (group, settings) in enumerate(groupby(TYPED_SETTINGS.values(), key=attrgetter("group"))):
             members = list(settings)
             words = " (with the next load of the model)" if all(setting.needs_reload for setting in members) else ""
             yield Static(f"{group}{words}", classes="setting-group" + ("" if index else " -first"), markup=False)
+            if group == SETTINGS["theme"].group:  # above its field, to be in sight with it
+                about = f"Keys: a table [keys] in the settings file; {key_now(self, 'help')} shows the names."
+                yield Static(about, classes="setting-note", markup=False)
             for setting in members:
                 yield _Row(setting, self._field(setting))
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from tui.chat.commands.keymap import bind
 from tui.terminal_text import show_terminal_escapes
 
 
@@ -21,8 +22,8 @@ class ChoiceField(Widget, can_focus=True):
     """Holds one of its values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "Previous value", show=False, tooltip="Take the value before"),
-        Binding("right,space", "step(1)", "Next value", show=False, tooltip="Take the value after"),
+        bind("value_before", "step(-1)", "Previous value", tooltip="Take the value before"),
+        bind("value_after", "step(1)", "Next value", tooltip="Take the value after"),
     ]
     value = reactive("", init=False)
     """The one that is chosen."""

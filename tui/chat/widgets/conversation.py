@@ -15,6 +15,7 @@ from textual.geometry import Region
 from textual.timer import Timer
 from textual.widgets import Static
 
+from tui.chat.commands.keymap import key_now
 from tui.chat.store.records import StoredMessage
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
@@ -62,7 +63,7 @@ class AnswerTurn(Vertical):
         super().__init__()
         self.message = message
         self._markdown = AnswerMarkdown(shown_text(message.content), wraps_code=wraps_code)
-        self._caption = Static(turn_caption(message), markup=False, classes="turn-caption")
+        self._caption = Static(markup=False, classes="turn-caption")
         self._is_told = False  # elsewhere, why it failed
 
     def compose(self) -> ComposeResult:
@@ -102,7 +103,7 @@ class AnswerTurn(Vertical):
         self._markdown.wrap_code(wraps_code)
 
     def _show_caption(self) -> None:
-        caption = turn_caption(self.message, is_told=self._is_told)
+        caption = turn_caption(self.message, is_told=self._is_told, go_on=key_now(self, "continue"))
         self._caption.update(caption)
         self._caption.display = bool(caption)
         self.set_class(self.message.state == "failed", "-failed")
@@ -127,14 +128,16 @@ def num_fitting(messages: Sequence[StoredMessage]) -> int:
     return num
 
 
-def turn_caption(message: StoredMessage, *, is_told: bool = False) -> str:
+def turn_caption(message: StoredMessage, *, is_told: bool = False, go_on: str = "Ctrl+G") -> str:
     """Return how an answer ended and what it took; empty while it streams. `is_told`: why it failed stands elsewhere.
+
+    `go_on` is the key that writes on.
 
     Words between dots, such as `stopped · 34 tokens · 5.2 tok/s · 3.1 tokens per pass`.
     """
     if message.state == "streaming":
         return ""
-    words = [_how_it_failed(message, is_told=is_told) if message.state == "failed" else _how_it_ended(message)]
+    words = [_how_it_failed(message, is_told=is_told) if message.state == "failed" else _how_it_ended(message, go_on)]
     is_counted = " token" in words[0]
     return " · ".join(word for word in (*words, *_figures(message.statistics, is_counted=is_counted)) if word)
 
@@ -147,10 +150,10 @@ def _how_it_failed(message: StoredMessage, *, is_told: bool) -> str:
     return f"{begin}: {one_line(str(message.statistics.get('error', 'the engine could not answer')))}"
 
 
-def _how_it_ended(message: StoredMessage) -> str:
+def _how_it_ended(message: StoredMessage, go_on: str) -> str:
     reason, num_tokens = message.statistics.get("finish_reason"), message.statistics.get("num_new_tokens", 0)
     if reason == "length":
-        return f"cut at {counted(num_tokens, 'token')}, Ctrl+G goes on"
+        return f"cut at {counted(num_tokens, 'token')}, {go_on} goes on"
     if reason == "context":
         return "cut: the context is full"
     if message.state == "stopped":
@@ -361,10 +364,14 @@ class ConversationView(VerticalScroll, can_focus=False):
 class _EarlierTurns(Static):
     def __init__(self, num_turns: int) -> None:
         super().__init__(
-            f"{num_turns} earlier turns; click to see more, Ctrl+Home goes to the first",
             markup=False,
             classes="earlier-turns",
         )
+        self._num_turns = num_turns
+
+    def on_mount(self) -> None:
+        words = f"click to see more, {key_now(self, 'first_turn')} goes to the first"
+        self.update(f"{self._num_turns} earlier turns; {words}")
 
     async def on_click(self) -> None:
         if isinstance(self.parent, ConversationView):

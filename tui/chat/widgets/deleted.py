@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
@@ -14,21 +14,25 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from profiles.errors import OverstoryError
+from tui.chat.commands.keymap import bind, key_now
 from tui.chat.store.records import Conversation
 from tui.chat.store.store import ConversationStore
 from tui.chat.widgets.lists import age_words
 from tui.terminal_text import one_line
 
 _DAY_SECONDS = 86400.0
-_HINT = "Enter brings it back · Del removes it for good · Esc closes"
 
 
 class DeletedScreen(ModalScreen[int | None]):
     """Lists them, the one deleted last in front; returns the one to bring back, if any."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("delete", "remove", "Remove for good", tooltip="Remove the conversation for good; asks first"),
-        Binding("escape", "step_back", "Close", tooltip="Leave them as they are"),
+        bind(
+            *("deleted_remove", "remove", "Remove for good"),
+            show=True,
+            tooltip="Remove the conversation for good; asks first",
+        ),
+        bind("deleted_close", "step_back", "Close", show=True, tooltip="Leave them as they are"),
     ]
 
     def __init__(
@@ -44,7 +48,7 @@ class DeletedScreen(ModalScreen[int | None]):
         with Vertical(classes="dialog"):
             yield Static("Deleted conversations", classes="dialog-title")
             yield OptionList(id="deleted", compact=True, markup=False)
-            yield Static(_HINT, markup=False, classes="dialog-hint")
+            yield Static(markup=False, classes="dialog-hint")
 
     def on_mount(self) -> None:
         self._list()
@@ -63,7 +67,8 @@ class DeletedScreen(ModalScreen[int | None]):
         chosen = self._deleted[index]
         if self._doomed_id != chosen.id:
             self._doomed_id = chosen.id
-            self._say(f"Del again removes {chosen.shown_title} for good, with all that was said; Esc keeps it")
+            remove, close = key_now(self, "deleted_remove"), key_now(self, "deleted_close")
+            self._say(f"{remove} again removes {chosen.shown_title} for good, with all that was said; {close} keeps it")
             return
         try:
             self._store.purge_conversation(chosen.id)
@@ -81,7 +86,8 @@ class DeletedScreen(ModalScreen[int | None]):
     @on(OptionList.OptionHighlighted)
     def _keep(self) -> None:
         self._doomed_id = None
-        self._say(_HINT if self._deleted else "Nothing is deleted · Esc closes")
+        remove = f"Enter brings it back · {key_now(self, 'deleted_remove')} removes it for good"
+        self._say(f"{remove if self._deleted else 'Nothing is deleted'} · {key_now(self, 'deleted_close')} closes")
 
     def _list(self) -> None:
         rows = self.query_one(OptionList)

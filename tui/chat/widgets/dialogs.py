@@ -13,6 +13,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static, TextArea
 
+from tui.chat.commands.keymap import bind, key_now, keys_now
 from tui.chat.commands.registry import COMMANDS, GROUPS, Command, commands_of, key_text
 from tui.chat.settings.settings import TYPED_SETTINGS
 from tui.chat.widgets.prompt import SafeTextArea
@@ -20,11 +21,11 @@ from tui.chat.widgets.prompt import SafeTextArea
 
 class _Dialog(ModalScreen[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss", "Cancel", tooltip="Leave everything as it was"),
+        bind("cancel", "dismiss", "Cancel", show=True, tooltip="Leave everything as it was"),
     ]
 
-    def __init__(self, question: str, field: Callable[[], Input | TextArea], hint: str) -> None:
-        """`field` makes the field once an app runs, without which no input can be made."""
+    def __init__(self, question: str, field: Callable[[], Input | TextArea], hint: Callable[[], str]) -> None:
+        """`field` and `hint` are asked once an app runs, without which no input can be made and no key is known."""
         super().__init__()
         self._question, self._field, self._hint = question, field, hint
 
@@ -32,14 +33,18 @@ class _Dialog(ModalScreen[str | None]):
         with Vertical(classes="dialog"):
             yield Static(self._question, markup=False, classes="dialog-title")
             yield self._field()
-            yield Static(self._hint, markup=False, classes="dialog-hint")
+            yield Static(self._hint(), markup=False, classes="dialog-hint")
 
 
 class LineDialog(_Dialog):
     """Asks for one line; nothing at all counts as not wanted."""
 
-    def __init__(self, question: str, text: str = "", *, hint: str = "Enter keeps it, Esc does not") -> None:
-        super().__init__(question, lambda: Input(text, compact=True), hint)
+    def __init__(self, question: str, text: str = "", *, hint: str = "") -> None:
+        """`hint`: what is said below the field, unless it is which keys keep it."""
+        usual = "Enter keeps it, {} does not"
+        super().__init__(
+            question, lambda: Input(text, compact=True), lambda: hint or usual.format(key_now(self, "cancel"))
+        )
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -50,14 +55,14 @@ class TextDialog(_Dialog):
     """Asks for several lines; an empty text is an answer too."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "keep", "Keep", tooltip="Keep the text as it is now", priority=True),
+        bind("keep", "keep", "Keep", show=True, priority=True, tooltip="Keep the text as it is now"),
     ]
 
     def __init__(self, question: str, text: str = "") -> None:
         super().__init__(
             question,
             lambda: SafeTextArea(text, soft_wrap=True, compact=True, highlight_cursor_line=False),
-            "Ctrl+S keeps it, Esc does not; empty is the model's own",
+            lambda: f"{key_now(self, 'keep')} keeps it, {key_now(self, 'cancel')} does not; empty is the model's own",
         )
 
     def action_keep(self) -> None:
@@ -68,7 +73,7 @@ class HelpScreen(ModalScreen[None]):
     """All commands and keys on one page, or one command; any of Esc, Enter, q and F1 closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q,f1", "dismiss", "Close", tooltip="Back to the conversation"),
+        bind("help_close", "dismiss", "Close", show=True, tooltip="Back to the conversation"),
     ]
 
     def __init__(self, bindings: Iterable[BindingType] = (), *, command: Command | None = None) -> None:
@@ -84,30 +89,35 @@ class HelpScreen(ModalScreen[None]):
             page.border_title = "Help"
             with VerticalScroll():
                 yield from self._all() if self._command is None else self._one(self._command)
-            yield Static("↑↓ scroll · Esc closes · commands are typed, or found with Ctrl+P", id="help-hint")
+            close, palette = key_now(self, "help_close"), key_now(self, "palette")
+            words = f"↑↓ scroll · {close} closes · commands are typed, or found with {palette}"
+            yield Static(words, id="help-hint", markup=False)
 
     def _all(self) -> ComposeResult:
         for group in GROUPS:
             yield Static(group, classes="help-part")
-            yield from map(_command_row, commands_of(group))
+            yield from map(self._command_row, commands_of(group))
         yield Static("Keys", classes="help-part")
         for binding in self._keys:
-            yield _help_row("", ", ".join(map(key_text, binding.key.split(","))), binding.tooltip)
+            keys = binding.key.split(",") if binding.id is None else keys_now(self, binding.id)
+            name = "" if binding.id is None else f" ({binding.id})"
+            yield _help_row("", ", ".join(map(key_text, keys)) or "no key", f"{binding.tooltip}{name}")
+        words = "A table [keys] in the settings file gives other keys, by these names and those of the commands."
+        yield Static(words, classes="help-words", markup=False)
 
     def _one(self, command: Command) -> ComposeResult:
-        yield _command_row(command)
+        yield self._command_row(command)
         if command.aliases:
             yield _help_row("also", "", ", ".join(f"/{alias}" for alias in command.aliases))
         if command.name == "set":
             for setting in TYPED_SETTINGS.values():
                 yield _help_row(setting.name, "", setting.help)
 
+    def _command_row(self, command: Command) -> Horizontal:
+        return _help_row(command.usage, ", ".join(map(key_text, keys_now(self, command.name))), command.help)
+
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
-
-
-def _command_row(command: Command) -> Horizontal:
-    return _help_row(command.usage, key_text(command.key) if command.key else "", command.help)
 
 
 def _help_row(name: str, key: str, words: str) -> Horizontal:

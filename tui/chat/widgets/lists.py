@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from tui.chat.commands.keymap import bind
 from tui.chat.commands.slash import Completion
 from tui.chat.store.records import UNTITLED, Conversation
 from tui.chat.store.search import SearchHit
@@ -36,11 +37,11 @@ class ConversationList(Vertical):
     """A field to search with, over a list to choose from."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "screen.do('list')", "Close", show=False, tooltip="Back to the prompt"),
-        Binding("down", "focus_list", "List", show=False, tooltip="From the search field into the list"),
-        Binding("delete", "want('delete')", "Delete", tooltip="Delete the conversation; Ctrl+Z brings it back"),
-        Binding("r", "want('rename')", "Rename", tooltip="Give the conversation another title"),
-        Binding("ctrl+z", "screen.undo_in_list", "Undo", tooltip="Bring back what was deleted last"),
+        bind("list_close", "screen.do('list')", "Close", tooltip="Back to the prompt"),
+        bind("list_enter", "focus_list", "List", tooltip="From the search field into the list"),
+        bind("list_delete", "want('delete')", "Delete", show=True, tooltip="Delete it; undo brings it back"),
+        bind("list_rename", "want('rename')", "Rename", show=True, tooltip="Give the conversation another title"),
+        bind("list_undo", "screen.undo_in_list", "Undo", show=True, tooltip="Bring back what was deleted last"),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Button, Static
 
+from tui.chat.commands.keymap import bind, key_now
 from tui.terminal_text import one_line
 
 
@@ -30,9 +31,9 @@ class NoticeBar(Vertical):
     """One notice at a time; the next one takes its place. What the user must have read stays above them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "app.focus_previous", "Left", show=False, tooltip="The button before"),
-        Binding("right", "app.focus_next", "Right", show=False, tooltip="The button after"),
-        Binding("escape", "dismiss", "Dismiss", show=False, tooltip="Put the notice away"),
+        bind("choice_before", "app.focus_previous", "Left", tooltip="The button before"),
+        bind("choice_after", "app.focus_next", "Right", tooltip="The button after"),
+        bind("notice_close", "dismiss", "Dismiss", tooltip="Put the notice away"),
     ]
 
     class Dismissed(Message):
@@ -56,7 +57,7 @@ class NoticeBar(Vertical):
         self.query_one("#notice-text", Static).update("\n".join(filter(None, (self._lasting, one_line(sentence)))))
         row = self.query_one("#notice-choices", Horizontal)
         await row.remove_children()
-        await row.mount(Static("F6", markup=False, classes="notice-hint"))
+        await row.mount(Static(key_now(self, "choices"), markup=False, classes="notice-hint"))
         await row.mount_all(map(_button, (*choices, Choice("Dismiss", "", "Put the notice away"))))
         self.query(Button).first().variant = "primary"
         self.set_class(is_error, "-error")

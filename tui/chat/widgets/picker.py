@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from textual import events, on, work
 from textual.actions import SkipAction
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
@@ -26,6 +26,7 @@ from textual.widgets.option_list import Option
 from offload.units import format_bytes
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
+from tui.chat.commands.keymap import bind, key_now
 from tui.chat.commands.slash import paths_from
 from tui.chat.machine.drawing import fit_text, rate_text
 from tui.chat.models import (
@@ -40,7 +41,6 @@ from tui.chat.models import (
 from tui.chat.widgets.choice import ChoiceField
 from tui.terminal_text import one_line
 
-HINT = "Enter load · ↑↓ choose · → complete · Tab draft · Del forget · Esc back"
 OTHER_DRAFT = "another model"
 _DRAFTS = ("auto", "substitute", "none", OTHER_DRAFT)
 _DRAFT_WORDS: Mapping[str, str] = {
@@ -62,11 +62,11 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down", "move(1)", "Next model", show=False, tooltip="Go to the next model"),
-        Binding("up", "move(-1)", "Model before", show=False, tooltip="Go to the model before"),
-        Binding("enter", "choose", "Load", show=False, tooltip="Load the highlighted model"),
-        Binding("delete", "forget", "Forget", show=False, priority=True, tooltip="Take a recent model off the list"),
-        Binding("escape", "dismiss", "Cancel", tooltip="Keep the model that is loaded"),
+        bind("model_after", "move(1)", "Next model", tooltip="Go to the next model"),
+        bind("model_before", "move(-1)", "Model before", tooltip="Go to the model before"),
+        bind("model_load", "choose", "Load", tooltip="Load the highlighted model"),
+        bind("model_forget", "forget", "Forget", priority=True, tooltip="Take a recent model off the list"),
+        bind("cancel", "dismiss", "Cancel", show=True, tooltip="Keep the model that is loaded"),
     ]
     forget: Callable[[str], object] | None = None
     """What takes a target off the recent ones."""
@@ -121,7 +121,11 @@ class ModelPicker(ModalScreen[tuple[str, str] | None]):
                 yield line
                 yield Static(_DRAFT_WORDS.get(self._config.draft, ""), id="model-draft-words", markup=False)
             yield Static(id="model-sentence", markup=False)
-            yield Static(HINT, id="model-hint")
+            yield Static(self._hint(), id="model-hint", markup=False)
+
+    def _hint(self) -> str:
+        load, forget, back = (key_now(self, name) for name in ("model_load", "model_forget", "cancel"))
+        return f"{load} load · ↑↓ choose · → complete · Tab draft · {forget} forget · {back} back"
 
     def on_mount(self) -> None:
         self.query_one("#model-filter").focus()

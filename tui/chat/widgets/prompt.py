@@ -10,10 +10,11 @@ from typing import ClassVar
 
 from rich.text import Text
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from tui.chat.commands.keymap import bind, bindings_of
 from tui.chat.widgets.lists import CompletionList
 from tui.terminal_text import show_escapes_in_place
 
@@ -34,13 +35,13 @@ class PromptArea(SafeTextArea):
 
     DEFAULT_CLASSES = "prompt"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", show=False, tooltip="Send the prompt to the model"),
-        Binding("shift+enter,ctrl+j", "new_line", "New line", show=False, tooltip="Begin another line of the prompt"),
-        Binding("tab", "complete", "Complete", show=False, tooltip="Take what the list over the prompt proposes"),
-        Binding("ctrl+z", "app.suspend_process", "Suspend", show=False, tooltip="Back to the shell; fg returns here"),
-        Binding("ctrl+underscore", "undo", "Undo", show=False, tooltip="Take back what was typed last; Ctrl+Y redoes"),
-        Binding("up", "older_or_up", "Older prompt", show=False, tooltip="In the first line: the prompt before"),
-        Binding("down", "newer_or_down", "Newer prompt", show=False, tooltip="In the last line: the prompt after"),
+        bind("send", "send", "Send", tooltip="Send the prompt to the model"),
+        bind("new_line", "new_line", "New line", tooltip="Begin another line of the prompt"),
+        bind("complete", "complete", "Complete", tooltip="Take what the list over the prompt proposes"),
+        bind("suspend", "app.suspend_process", "Suspend", tooltip="Back to the shell; fg returns here"),
+        bind("undo_typing", "undo", "Undo", tooltip="Take back what was typed last; Ctrl+Y redoes"),
+        bind("older", "older_or_up", "Older prompt", tooltip="In the first line: the prompt before"),
+        bind("newer", "newer_or_down", "Newer prompt", tooltip="In the last line: the prompt after"),
     ]
 
     @dataclass
@@ -127,12 +128,14 @@ class PromptArea(SafeTextArea):
         do while the screen is busy. A backspace took the letter typed after it, and what was typed after the key of a
         new conversation stood in the old one.
         """
-        for owner in (self, self.screen):
-            for binding in owner._bindings.key_to_bindings.get(event.key, ()):
-                if await self.app.run_action(binding.action, owner):
-                    event.stop()
-                    event.prevent_default()
-                    return
+        owners = [(owner, *bindings_of(owner, event.key)) for owner in (self, self.screen)]
+        chosen = [(owner, binding) for owner, bindings, _ in owners for binding in bindings]
+        usual = [(owner, binding) for owner, _, bindings in owners for binding in bindings]
+        for owner, binding in (*chosen, *usual):
+            if await self.app.run_action(binding.action, owner):
+                event.stop()
+                event.prevent_default()
+                return
 
     def action_send(self) -> None:
         """Send the prompt; a command that is not typed to its end is taken from the list first."""

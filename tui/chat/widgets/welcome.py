@@ -7,6 +7,8 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Button, Static
 
+from tui.chat.commands.keymap import key_now, keys_now
+from tui.chat.commands.registry import key_text
 from tui.terminal_text import one_line
 
 ASK = "Ask something below, or press one of these:"
@@ -21,7 +23,6 @@ BEGINNINGS = (
     "def merge_sorted(left, right):",
     "The three most useful inventions are",
 )
-KEYS = "Ctrl+J new line · / commands · F1 all keys\nWhat is said here stays on this machine."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,13 @@ class Welcome(Vertical):
         yield Static(markup=False, classes="welcome-ask")
         for number in range(len(EXAMPLES)):
             yield Button("", compact=True, name=str(number), tooltip="Ask this", classes="welcome-example")
-        yield Static(KEYS, markup=False, classes="welcome-keys")
+        yield Static(self._keys(), markup=False, classes="welcome-keys")
         yield Static(markup=False, classes="welcome-notes")
+
+    def _keys(self) -> str:
+        new_line = key_text(keys[-1]) if (keys := keys_now(self, "new_line")) else "/help"
+        words = f"{new_line} new line · / commands · {key_now(self, 'help')} all keys"
+        return f"{words}\nWhat is said here stays on this machine."
 
     def on_mount(self) -> None:
         self.show(self._greeting)
