@@ -14,10 +14,11 @@ from tui.chat.commands.slash import known_command
 from tui.chat.display import OFFER, ChatDisplay
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded
+from tui.chat.importing import import_file
 from tui.chat.models import DEMO_TARGET, refuse_no_model
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
-from tui.chat.store.files import export_conversation, free_export_path, import_conversation, path_of
+from tui.chat.store.files import export_conversation, free_export_path, path_of
 from tui.chat.store.store import UNDO_SECONDS
 from tui.chat.themes import AUTO
 from tui.chat.widgets.deleted import DeletedScreen
@@ -66,6 +67,19 @@ class Actions:
         if not self._chat.dialogue.is_answering and self._chat.services.settings.is_greedy:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
         return self._chat.dialogue.regenerate()
+
+    async def do_attach(self, file: str = "") -> None:
+        """Attach a file; without one, what was removed last, or one that is to be chosen."""
+        prompt = self._chat.prompt
+        if file:
+            await prompt.attach(path_of(file))
+        elif not prompt.attached.bring_back():
+            prompt.focus()
+            prompt.insert("@" if prompt.mention is None else "")
+
+    def do_attached(self) -> None:
+        if not self._chat.view.open_attachments():
+            raise BadInputError("nothing is attached in this conversation")
 
     def do_copy(self) -> None:
         text = self._chat.view.newest_answer_text()
@@ -151,10 +165,11 @@ class Actions:
 
     def do_import(self, file: str = "") -> Changes:
         if not file:
-            return self._ask(LineDialog("Import from", hint="A JSON file that was exported"), self.do_import)
-        conversation, messages = import_conversation(path_of(file))
-        added = self._chat.services.store.add_conversation(conversation, messages)
-        return (*self._chat.dialogue.open(added.id), f"{added.num_messages} turns imported")
+            hint = "JSON that was exported: here, by ChatGPT (conversations.json), or a ShareGPT collection"
+            return self._ask(LineDialog("Import from", hint=hint), self.do_import)
+        importing = import_file(self._chat, path_of(file))
+        self._chat.screen.run_worker(importing, group="import")
+        return ()
 
     def ask_title(self, conversation_id: int) -> Changes:
         """Ask for another title of a conversation."""

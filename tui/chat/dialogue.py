@@ -14,6 +14,7 @@ from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
+from tui.attachments import joined_messages
 from tui.chat.changes import (
     Change,
     Changes,
@@ -239,7 +240,7 @@ class Dialogue:
         texts = [each.text for each in self.waiting]
         self.editing_id = next((each.edited_id for each in self.waiting if each.edited_id), self.editing_id)
         self.waiting = ()
-        return (PromptReturned("\n".join(texts)),) if texts else ()
+        return (PromptReturned(joined_messages(texts)),) if texts else ()
 
     def stop(self) -> Changes:
         """End the answer that is being written; what came is kept, and prompts that wait come back."""

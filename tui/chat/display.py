@@ -17,6 +17,7 @@ from profiles.errors import OverstoryError
 from runtime.config import EngineConfig
 from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name
+from tui.attachments import in_brief
 from tui.chat.changes import (
     Change,
     Changes,
@@ -222,7 +223,7 @@ class ChatDisplay:
 
     def _show_waiting(self) -> None:
         """Show the prompts that wait, each in a line, in the order in which they are sent."""
-        texts = [one_line(each.text) for each in self.dialogue.waiting]
+        texts = [in_brief(each.text) for each in self.dialogue.waiting]
         lines = [f"{number}. waits: {text}" for number, text in enumerate(texts, 1)]
         self.queued.update("\n".join(lines) + f"   ({key_now(self.screen, 'back')} takes it back)")
         self.queued.display = bool(texts)

@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from profiles.errors import BadInputError
+from tui.attachments import joined_messages
 from tui.chat.changes import ConversationLeft
 from tui.chat.dialogue import Dialogue
 from tui.chat.store.database import ConversationStoreError
@@ -53,8 +54,8 @@ class DraftKeeper:
         self.enter()
 
     def _draft(self, waiting: "tuple[str, ...] | list[str]", edited_id: int) -> Draft:
-        text = "\n".join(part for part in (*waiting, self._prompt.written) if part.strip())
-        changed = self._prompt.changed or (self._prompt.text if edited_id else "")
+        text = joined_messages([part for part in (*waiting, self._prompt.written) if part.strip()])
+        changed = self._prompt.changed or (self._prompt.message if edited_id else "")
         if changed == self._prompt.written:  # it is not beside but in place of it
             return Draft(text="", edited_id=edited_id, edit=text) if edited_id else Draft(text=text)
         return Draft(text=text, edited_id=edited_id if changed else 0, edit=changed)

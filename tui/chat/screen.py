@@ -1,5 +1,6 @@
 """The chat screen: what stands where; keys and slash commands to actions, the engine's reports to the dialogue."""
 
+import asyncio
 import inspect
 import time
 from dataclasses import replace
@@ -19,13 +20,15 @@ from runtime.errors import OptionError
 from tui.chat.actions import Actions
 from tui.chat.changes import PromptReturned, Trouble
 from tui.chat.commands.keymap import NO_KEY, bind, bindings_of, key_now, keys_now
+from tui.chat.commands.mentions import NearbyFiles
 from tui.chat.commands.registry import COMMANDS, Command
-from tui.chat.commands.slash import complete_command, is_command, message_text, parse_command, paths_for, whole_command
+from tui.chat.commands.slash import complete_command, is_command, parse_command, paths_for, whole_command
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, LoadRefused, Report
 from tui.chat.unsaved import RETRY_SECONDS, UnsavedWatch
+from tui.chat.widgets.attachments import AttachmentList
 from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.chat.widgets.prompt import PromptArea
 from tui.chat.widgets.welcome import Welcome
@@ -91,6 +94,7 @@ class ChatScreen(Screen[None]):
         self.unsaved = UnsavedWatch(self.chat)
         self._interrupted_at = -QUIT_SECONDS
         self._saving: Timer | None = None
+        self._files = NearbyFiles()
 
     def compose(self) -> ComposeResult:
         chat = self.chat
@@ -98,7 +102,7 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="body"):
             yield chat.side
             with Vertical(id="talk"):
-                yield from (chat.view, chat.notice, chat.queued, chat.completions, chat.prompt)
+                yield from (chat.view, chat.notice, chat.queued, chat.prompt.attached, chat.completions, chat.prompt)
             yield chat.panel
         yield chat.status
         yield Footer(compact=True, show_command_palette=False)
@@ -199,7 +203,7 @@ class ChatScreen(Screen[None]):
         text = message.text
         self.chat.completions.show(())
         if not is_command(text):
-            await self.chat.perform(lambda: self.chat.dialogue.ask(message_text(text.strip("\n"))))
+            await self.chat.perform(lambda: self.chat.dialogue.ask(message.message))
             return
         try:
             command, values = parse_command(whole_command(text.strip()))
@@ -213,6 +217,22 @@ class ChatScreen(Screen[None]):
         if message.text_area is self.chat.prompt:
             self._complete(message.text_area.text)
             self._save_draft_soon()
+
+    def on_attachment_list_changed(self) -> None:
+        self._save_draft_soon()
+
+    def on_attachment_list_removed(self, message: AttachmentList.Removed) -> None:
+        self.chat.say(f"{message.attachment.label}: taken out; /attach brings it back")
+        if not self.chat.prompt.attached.attachments:
+            self.set_focus(self.chat.prompt)
+
+    def on_prompt_area_refused(self, message: PromptArea.Refused) -> None:
+        self.chat.say(message.sentence, is_warning=True)
+
+    async def action_take_file(self, path: str) -> None:
+        """Attach a file that was clicked in the list over the prompt."""
+        self.set_focus(self.chat.prompt)
+        await self.chat.prompt.take_file(path)
 
     def _save_draft_soon(self) -> None:
         if self._saving is None:
@@ -232,7 +252,7 @@ class ChatScreen(Screen[None]):
     async def on_welcome_chosen(self, message: Welcome.Chosen) -> None:
         """Ask one of the welcome's prompts, unless another one is being written."""
         self.set_focus(self.chat.prompt)
-        if self.chat.prompt.text.strip():
+        if self.chat.prompt.message.strip():
             self.chat.say("send or clear what is written below first")
         else:
             await self.chat.perform(lambda: self.chat.dialogue.ask(message.text))
@@ -326,6 +346,12 @@ class ChatScreen(Screen[None]):
 
     @work(group="complete", exclusive=True)
     async def _complete(self, text: str) -> None:
+        mention = None if is_command(text) else self.chat.prompt.mention
+        if mention is not None:
+            found = await asyncio.to_thread(self._files.propose, mention)
+            self.chat.completions.show(found, text)
+            self.chat.show_keys()
+            return
         known = {
             "THEME": sorted(self.app.available_themes),
             "MODEL": self.chat.services.settings.settings.recent_targets,

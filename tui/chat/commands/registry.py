@@ -47,6 +47,12 @@ COMMANDS = (
     Command("/continue", "Continue answer", "Let the last answer go on where it ended.", "ctrl+g"),
     Command("/stop", "Stop answer", "Stop the answer after the layer that computes now; what came is kept."),
     Command("/copy", "Copy answer", "Copy the last answer to the clipboard.", "f8"),
+    Command(
+        "/attach [FILE]",
+        "Attach a text file",
+        "Let a text file go along with the prompt, as @ does; without one, bring back what was taken out last.",
+    ),
+    Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
     Command("/wrap", "Wrap code", "Break long lines of code, or show where they are cut.", "ctrl+t"),
     Command(
@@ -56,7 +62,11 @@ COMMANDS = (
         "",
         ("save",),
     ),
-    Command("/import [FILE]", "Import conversation", "Read a conversation from a JSON file that was exported."),
+    Command(
+        "/import [FILE]",
+        "Import conversations",
+        "Read conversations from JSON that was exported: here, by ChatGPT or OpenAI's API, or a ShareGPT collection.",
+    ),
     Command(
         "/model [MODEL]",
         "Choose model",
@@ -90,7 +100,7 @@ COMMANDS = (
 
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Answers": ("stop", "regenerate", "edit", "continue", "copy", "code", "wrap"),
+    "Answers": ("stop", "regenerate", "edit", "continue", "attach", "attached", "copy", "code", "wrap"),
     "Conversations": (
         *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "deleted"),
         *("export", "import", "system", "trim", "untrim"),

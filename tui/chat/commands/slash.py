@@ -31,6 +31,8 @@ class Completion:
     help: str = ""
     is_needed: bool = False
     """Whether what is typed so far means nothing by itself."""
+    is_file: bool = False
+    """Whether it is a path, which is taken in place of the `@` before the cursor."""
 
 
 def is_command(text: str) -> bool:

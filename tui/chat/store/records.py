@@ -1,11 +1,13 @@
 """A conversation, its messages, and the turns that a model is shown of them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from tui.attachments import split_attachments
 from tui.terminal_text import one_line
 
 Role = Literal["user", "assistant"]
@@ -19,6 +21,12 @@ UnixTime = Annotated[float, Meta(ge=0, le=1e11)]
 
 MAX_TITLE_LENGTH = 60
 UNTITLED = "new conversation"
+_CODE = re.compile(r"^(`{3,}|~{3,}).*?(^\1|\Z)", re.MULTILINE | re.DOTALL)
+_MARKS = re.compile(r"^\s*(?:[#>*+-]+\s+|\d+[.)]\s+)+|[*_`]{2,}|`")
+_GREETING = re.compile(
+    r"(?:hi|hello|hey|hallo|dear|good (?:morning|afternoon|evening))\b[\w ]{0,20}[,.!]*", re.IGNORECASE
+)
+_SENTENCE = re.compile(r".{8,}?[.?!:;](?=\s)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +74,28 @@ class StoredMessage:
 
 
 def title_of_prompt(prompt: str) -> str:
-    """Return the first line that says something, on one line of at most MAX_TITLE_LENGTH characters."""
-    lines = (" ".join(line.split()) for line in prompt.splitlines())
-    title = next((line for line in lines if line), "")
-    return title if len(title) <= MAX_TITLE_LENGTH else title[: MAX_TITLE_LENGTH - 1].rstrip() + "…"
+    """Return what a conversation that begins so may be called: at most MAX_TITLE_LENGTH characters on one line.
+
+    The first line in words that says something: not what is attached, nor code, a greeting or Markdown's signs, unless
+    there is nothing else. Of a long one the first sentence, else whole words.
+    """
+    attachments, text = split_attachments(prompt)
+    for said in (_CODE.sub("\n", text), text, "\n".join(each.name or each.label for each in attachments)):
+        lines = [" ".join(_MARKS.sub("", line).split()) for line in said.splitlines()]
+        lines = [line for line in lines if any(map(str.isalnum, line))] or list(filter(None, lines))
+        if lines:
+            is_greeted = len(lines) > 1 and _GREETING.fullmatch(lines[0])
+            return _shortened(lines[1 if is_greeted else 0])
+    return ""
+
+
+def _shortened(title: str) -> str:
+    if len(title) <= MAX_TITLE_LENGTH:
+        return title
+    if (sentence := _SENTENCE.match(title[: MAX_TITLE_LENGTH + 1])) is not None:
+        return sentence[0].rstrip(" .:;")
+    head, space, _ = title[:MAX_TITLE_LENGTH].rpartition(" ")
+    return (head.rstrip(" ,;:") if space else title[: MAX_TITLE_LENGTH - 1]) + "…"
 
 
 def raw_text(turns: Sequence[Mapping[str, str]]) -> str:

@@ -91,14 +91,17 @@ class ConversationStore:
         begun = Conversation(title=title, system_prompt=system_prompt, created_at=now, updated_at=now)
         return self.add_conversation(begun, ())
 
-    def add_conversation(self, conversation: Conversation, messages: Sequence[StoredMessage]) -> Conversation:
-        """Add a whole conversation, such as an imported one, under new ids; it counts as used now."""
+    def add_conversation(
+        self, conversation: Conversation, messages: Sequence[StoredMessage], *, is_used_now: bool = True
+    ) -> Conversation:
+        """Add a whole conversation, such as an imported one, under new ids; it counts as used now, or when it was."""
         title, system_prompt = _title_line(conversation.title), storable(conversation.system_prompt)
+        used_at = self._clock() if is_used_now else conversation.updated_at
         with self._database.writing() as connection:
             added_id = (
                 connection.execute(
                     "INSERT INTO conversations (title, system_prompt, created_at, updated_at) VALUES (?, ?, ?, ?)",
-                    (title, system_prompt, conversation.created_at, self._clock()),
+                    (title, system_prompt, conversation.created_at, used_at),
                 ).lastrowid
                 or 0
             )

@@ -15,8 +15,10 @@ from textual.geometry import Region
 from textual.timer import Timer
 from textual.widgets import Static
 
+from tui.attachments import split_attachments
 from tui.chat.commands.keymap import key_now
 from tui.chat.store.records import StoredMessage
+from tui.chat.widgets.attachments import FoldedText
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.chat.widgets.welcome import Greeting, Welcome
@@ -50,8 +52,10 @@ class PromptTurn(Vertical):
         self.message = message
 
     def compose(self) -> ComposeResult:
+        attachments, text = split_attachments(self.message.content)
         yield Static("you", markup=False, classes="turn-name")
-        yield Static(shown_text(self.message.content), markup=False, classes="prompt-text")
+        yield from map(FoldedText, attachments)
+        yield Static(shown_text(text), markup=False, classes="prompt-text")
 
 
 class AnswerTurn(Vertical):
@@ -283,6 +287,14 @@ class ConversationView(VerticalScroll, can_focus=False):
         for turn in self.query(AnswerTurn):
             turn.wrap_code(self._wraps_code)
         return self._wraps_code
+
+    def open_attachments(self) -> bool:
+        """Open all texts that went along with prompts, or fold them if all are open; return whether there are any."""
+        folded = list(self.query(FoldedText))
+        is_to_open = not all(each.is_open for each in folded)
+        for each in folded:
+            each.open(is_to_open)
+        return bool(folded)
 
     async def show_earlier(self) -> None:
         """Draw some of the turns before those that are drawn; what is read stays where it is."""

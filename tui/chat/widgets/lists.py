@@ -142,7 +142,8 @@ class CompletionList(OptionList, can_focus=False):
     def wanted(self, typed: str) -> Completion | None:
         """Return what Enter takes in place of `typed`, if the list is about that: what was chosen, or is needed."""
         chosen = self.chosen if typed == self._typed else None
-        return chosen if chosen is not None and (self._is_chosen or chosen.is_needed) else None
+        is_wanted = chosen is not None and (self._is_chosen or chosen.is_needed or chosen.is_file)
+        return chosen if is_wanted else None
 
     def move(self, step: int) -> None:
         """Choose the next one, or with -1 the one before."""
@@ -163,7 +164,8 @@ class CompletionList(OptionList, can_focus=False):
         self.display = bool(self._completions)
 
     async def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        await self.run_action(f"screen.begin({self._completions[event.option_index].text!r})")
+        chosen = self._completions[event.option_index]
+        await self.run_action(f"screen.{'take_file' if chosen.is_file else 'begin'}({chosen.text!r})")
 
 
 def _completion_row(completion: Completion, *, width: int) -> Content:

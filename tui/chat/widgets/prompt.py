@@ -1,11 +1,15 @@
 """Where prompts are written: grows with its text, sends on Enter, and brings earlier prompts back with up and down.
 
-What is being written is never thrown away: while something else is shown, an earlier prompt or a command that was begun
-from a list, it waits, and it comes back when that is sent or put away.
+A message is what is written and what is attached to it, as `tui.attachments` puts them together. What is being written
+is never thrown away: while something else is shown, an earlier prompt or a command that was begun from a list, it
+waits, and it comes back when that is sent or put away.
 """
 
+import asyncio
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -14,7 +18,20 @@ from textual.binding import BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from profiles.errors import BadInputError
+from tui.attachments import (
+    Attachment,
+    is_long_paste,
+    joined_messages,
+    pasted,
+    read_attachment,
+    split_attachments,
+    with_attachments,
+)
 from tui.chat.commands.keymap import bind, bindings_of
+from tui.chat.commands.mentions import mention_at, mentioned_files
+from tui.chat.commands.slash import Completion, is_command, message_text
+from tui.chat.widgets.attachments import AttachmentList
 from tui.chat.widgets.lists import CompletionList
 from tui.terminal_text import show_escapes_in_place
 
@@ -49,6 +66,20 @@ class PromptArea(SafeTextArea):
         """The user wants the prompt to be answered or obeyed."""
 
         text: str
+        """As it was typed."""
+        attachments: tuple[Attachment, ...] = ()
+        """What goes along, unless it is a command."""
+
+        @property
+        def message(self) -> str:
+            """What the model reads."""
+            return with_attachments(message_text(self.text.strip("\n")), self.attachments)
+
+    @dataclass
+    class Refused(Message):
+        """Something cannot be attached."""
+
+        sentence: str
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(
@@ -58,7 +89,7 @@ class PromptArea(SafeTextArea):
             show_line_numbers=False,
             highlight_cursor_line=False,
             compact=True,
-            placeholder="Ask something; Enter sends it, / lists the commands",
+            placeholder="Ask something; Enter sends it, / lists the commands, @ attaches files",
         )
         self._history: list[str] = []  # earlier prompts, oldest first, as they are or as they were changed here
         self._place = 0  # of what is shown; behind the last one it is what is being written
@@ -66,16 +97,29 @@ class PromptArea(SafeTextArea):
         self._shown_as = ""  # what that was before anybody changed it
         self.completions = CompletionList(id="completions")
         """What could follow; the screen shows it over the prompt."""
+        self.attached = AttachmentList(id="attached")
+        """What goes along with the text; the screen shows it over the prompt."""
+
+    @property
+    def message(self) -> str:
+        """What is shown, with what is attached to it."""
+        return with_attachments(self.text, self.attached.attachments)
 
     @property
     def written(self) -> str:
-        """What is being written, also while something else is shown."""
-        return self.text if self._is_own else self._written
+        """The message that is being written, also while something else is shown."""
+        return self.message if self._is_own else self._written
 
     @property
     def changed(self) -> str:
-        """The earlier prompt that is shown instead, if it was changed; else empty."""
-        return "" if self._is_own or self.text == self._shown_as else self.text
+        """The earlier message that is shown instead, if it was changed; else empty."""
+        return "" if self._is_own or self.message == self._shown_as else self.message
+
+    @property
+    def mention(self) -> str | None:
+        """What is typed behind the `@` before the cursor; None without one."""
+        row, column = self.cursor_location
+        return mention_at(self.document.get_line(row), column)
 
     @property
     def _is_own(self) -> bool:
@@ -90,20 +134,20 @@ class PromptArea(SafeTextArea):
         self._place = len(self._history) - (not is_own)
 
     def put(self, text: str) -> None:
-        """Show `text` instead of what is there, with the cursor at its end."""
+        """Show `text` instead of what is there, with the cursor at its end; what is attached stays."""
         self.text = text
         self.move_cursor(self.document.end)
 
-    def write(self, text: str) -> None:
-        """Let `text` be what is being written, and show it."""
+    def write(self, message: str) -> None:
+        """Let `message` be what is being written, and show it."""
         self._place = len(self._history)
-        self.put(text)
+        self._put_message(message)
 
-    def show_beside(self, text: str) -> None:
-        """Show an earlier prompt, or a command that is begun; what is being written waits."""
+    def show_beside(self, message: str) -> None:
+        """Show an earlier message, or a command that is begun; what is being written waits."""
         self._keep()
-        if self._history[-1:] != [text]:
-            self._history.append(text)
+        if self._history[-1:] != [message]:
+            self._history.append(message)
         self._show(len(self._history) - 1)
 
     def show_written(self) -> None:
@@ -111,15 +155,34 @@ class PromptArea(SafeTextArea):
         self._keep()
         self._show(len(self._history))
 
-    def give_back(self, text: str) -> None:
+    def give_back(self, message: str) -> None:
         """Show what could not be sent; what was written meanwhile stays below it, or waits beside a command."""
-        written = self.text
-        if not written.strip():
-            self.put(text)
-        elif text.startswith("/"):
-            self.show_beside(text)
+        if is_command(message) and not self.text.strip():
+            self.put(message)
+        elif message.startswith("/") and self.text.strip():
+            self.show_beside(message)
         else:
-            self.put(f"{text}\n{written}")
+            self._put_message(joined_messages((message, self.message)))
+
+    async def attach(self, path: Path) -> bool:
+        """Attach a text file; return whether it can be. Keys that come meanwhile wait."""
+        try:
+            self.attached.add(await asyncio.to_thread(read_attachment, path))
+        except BadInputError as error:
+            self.post_message(self.Refused(str(error)))
+            return False
+        return True
+
+    async def take_file(self, path: str) -> None:
+        """Attach a file in place of the `@` before the cursor, which stays where that fails; go on in a folder."""
+        mention, (row, column) = self.mention, self.cursor_location
+        start = (row, column - (0 if mention is None else len(mention) + 1))
+        if path.endswith("/"):
+            self.replace(f"@{path}", start, (row, column))
+            return
+        self.completions.show(())
+        if await self.attach(Path(os.path.expanduser(path))):  # noqa: PTH111 - which leaves an unknown home as it is
+            self.replace("", start, (row, column))
 
     async def _on_key(self, event: events.Key) -> None:
         """Do at once what a key is bound to, here or on the screen.
@@ -137,31 +200,62 @@ class PromptArea(SafeTextArea):
                 event.prevent_default()
                 return
 
-    def action_send(self) -> None:
+    async def _on_paste(self, event: events.Paste) -> None:
+        """Attach a long text instead of writing it, unless it is pasted into a command."""
+        text = event.text
+        if is_command(self.text) or not is_long_paste(text):
+            return
+        event.prevent_default()
+        try:
+            self.attached.add(pasted(text))
+        except BadInputError as error:
+            self.post_message(self.Refused(str(error)))
+
+    async def action_send(self) -> None:
         """Send the prompt; a command that is not typed to its end is taken from the list first."""
         if (wanted := self.completions.wanted(self.text)) is not None:
-            self.put(wanted.text)
-            if wanted.text.endswith("/"):  # a folder, in which something is still to be chosen
+            await self._take(wanted)
+            if wanted.is_file or wanted.text.endswith("/"):  # a folder, in which something is still to be chosen
                 return
-        text = self.text
-        if not text.strip():
+        is_order = is_command(self.text)
+        if not is_order and not await self._attach_mentioned():
             return
-        written = "" if self._is_own else self._written
+        text, attached = self.text, self.attached.attachments
+        message = text if is_order else self.message
+        if not message.strip():
+            return
+        written = self._written if not self._is_own else with_attachments("", attached if is_order else ())
         if not self._is_own:
             self._history[self._place] = self._shown_as
-        if self._history[-1:] != [text]:
-            self._history.append(text)
+        if self._history[-1:] != [message]:
+            self._history.append(message)
         self.write(written)
-        self.post_message(self.Sent(text))
+        self.post_message(self.Sent(text, () if is_order else attached))
+
+    async def _attach_mentioned(self) -> bool:
+        """Attach the files that the text names with an `@`, which becomes their plain name; return whether all are."""
+        if "@" not in self.text:
+            return True
+        for word, path in await asyncio.to_thread(lambda: list(mentioned_files(self.text))):
+            if not await self.attach(path):
+                return False
+            self.put(self.text.replace(word, word[1:], 1))
+        return True
+
+    async def _take(self, completion: Completion) -> None:
+        if completion.is_file:
+            await self.take_file(completion.text)
+        else:
+            self.put(completion.text)
 
     def action_new_line(self) -> None:
         self.insert("\n")
 
-    def action_complete(self) -> None:
+    async def action_complete(self) -> None:
         if (chosen := self.completions.chosen) is None:
             self.screen.focus_next()
         else:
-            self.put(chosen.text)
+            await self._take(chosen)
 
     def action_older_or_up(self) -> None:
         if self.completions.display:
@@ -187,11 +281,16 @@ class PromptArea(SafeTextArea):
     def _keep(self) -> None:
         """Keep what is shown, as it is now, where it belongs."""
         if self._is_own:
-            self._written = self.text
+            self._written = self.message
         else:
-            self._history[self._place] = self.text
+            self._history[self._place] = self.message
 
     def _show(self, place: int) -> None:
         self._place = place
         self._shown_as = self._written if self._is_own else self._history[place]
-        self.put(self._shown_as)
+        self._put_message(self._shown_as)
+
+    def _put_message(self, message: str) -> None:
+        attachments, text = split_attachments(message)
+        self.attached.put(attachments)
+        self.put(text)

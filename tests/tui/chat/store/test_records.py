@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.conversation_factory import message
+from tui.attachments import Attachment, pasted, with_attachments
 from tui.chat.store.records import (
     MAX_TITLE_LENGTH,
     chat_turns,
@@ -11,6 +12,8 @@ from tui.chat.store.records import (
     storable,
     title_of_prompt,
 )
+
+NOTES = Attachment("Foxes sleep.", "notes.txt")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,18 @@ from tui.chat.store.records import (
         ("x" * MAX_TITLE_LENGTH, "x" * MAX_TITLE_LENGTH),
         ("x" * (MAX_TITLE_LENGTH + 1), "x" * (MAX_TITLE_LENGTH - 1) + "…"),
         ("word " * 40, "word " * 11 + "word…"),
+        ("averylongword " * 5, "averylongword averylongword averylongword averylongword…"),
+        ("Hi there,\n\n## 1. What is a **ring**?", "What is a ring?"),
+        ("Hello", "Hello"),
+        ("Explain how rings work. " * 4, "Explain how rings work"),
+        ("Is it so? Then say it again, " * 3, "Is it so?"),
+        ("```python\nx = 1\n```\nWhy does this fail?", "Why does this fail?"),
+        ("```\nx = 1\n```", "x = 1"),
+        ("- `_name_` is what?", "name is what?"),
+        ("???", "???"),
+        (with_attachments("Who sleeps?", [NOTES]), "Who sleeps?"),
+        (with_attachments("", [NOTES, pasted("x")]), "notes.txt"),
+        (pasted("x").block, "pasted text, 1 line"),
     ],
 )
 def test_a_title_is_the_first_line_that_says_something(prompt, title):
