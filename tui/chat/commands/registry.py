@@ -50,7 +50,7 @@ COMMANDS = (
     Command(
         "/attach [FILE]",
         "Attach a text file",
-        "Let a text file go along with the prompt, as @ does; without one, bring back what was taken out last.",
+        "Attach a text file, as @ does; without one, bring back what was taken out last.",
     ),
     Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
@@ -65,7 +65,7 @@ COMMANDS = (
     Command(
         "/import [FILE]",
         "Import conversations",
-        "Read conversations from JSON that was exported: here, by ChatGPT or OpenAI's API, or a ShareGPT collection.",
+        "Read conversations that this app, ChatGPT, OpenAI's API or ShareGPT exported.",
     ),
     Command(
         "/model [MODEL]",
