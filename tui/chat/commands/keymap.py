@@ -31,6 +31,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         **{"list_close": "escape", "list_enter": "down", "list_delete": "delete", "list_rename": "r"},
         "list_undo": "ctrl+z",
     },
+    "attached": {"attachment_remove": "delete,backspace"},
     "notice": {"choice_before": "left", "choice_after": "right", "notice_close": "escape"},
     "dialog": {"keep": "ctrl+s", "cancel": "escape", "field_before": "up", "field_after": "down"},
     "value": {"value_before": "left", "value_after": "right,space"},
@@ -45,7 +46,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
 DEFAULT_KEYS: Mapping[str, str] = {name: keys for place in PLACES.values() for name, keys in place.items()}
 NEEDED = ("send", "quit")
 """What must have a key."""
-_UNTYPED = {"list", "notice", "value", "help", "deleted"}
+_UNTYPED = {"list", "attached", "notice", "value", "help", "deleted"}
 """Places where nothing is typed, so that a letter may be a key."""
 _MODIFIERS = {"alt", "ctrl", "hyper", "meta", "shift", "super"}
 _SPELLINGS = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
@@ -13,6 +13,7 @@ from textual.widgets.option_list import Option
 
 from profiles.errors import BadInputError
 from tui.attachments import MAX_ATTACHMENT_BYTES, Attachment
+from tui.chat.commands.keymap import bind, key_now
 from tui.terminal_text import counted, show_terminal_escapes
 
 MAX_CHARACTERS = 4 * MAX_ATTACHMENT_BYTES
@@ -25,7 +26,7 @@ class AttachmentList(OptionList):
     """The lines over the prompt, which steers them; Del takes the one with the cursor out."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("delete,backspace", "remove", "Remove", tooltip="Take what is attached out; /attach brings it back"),
+        bind("attachment_remove", "remove", "Take out", show=True, tooltip="Take it out; /attach brings it back"),
     ]
 
     class Changed(Message):
@@ -98,7 +99,7 @@ class AttachmentList(OptionList):
         self.clear_options()
         self.add_options([Option(self._line(each)) for each in self.attachments[:-1]])
         if self.attachments:
-            hint = Content("   (Shift+Tab, then Del takes it out)").stylize("dim")
+            hint = Content(f"   (Shift+Tab, then {key_now(self, 'attachment_remove')} takes it out)").stylize("dim")
             self.add_option(Option(Content.assemble(self._line(self.attachments[-1]), hint)))
         last = self.option_count - 1
         self.highlighted = None if last < 0 else last if highlighted is None else min(highlighted, last)

@@ -8,6 +8,7 @@ from tui.chat.commands.keymap import DEFAULT_KEYS, NO_KEY, PLACES, make_keymap, 
 from tui.chat.commands.registry import COMMANDS
 from tui.chat.screen import ChatScreen
 from tui.chat.settings.screen import SettingsScreen
+from tui.chat.widgets.attachments import AttachmentList
 from tui.chat.widgets.choice import ChoiceField
 from tui.chat.widgets.deleted import DeletedScreen
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
@@ -17,7 +18,17 @@ from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 
 OWNERS = (
-    *(ChatApp, ChatScreen, PromptArea, ConversationList, NoticeBar, SettingsScreen, ChoiceField, LineDialog),
+    *(
+        ChatApp,
+        ChatScreen,
+        PromptArea,
+        AttachmentList,
+        ConversationList,
+        NoticeBar,
+        SettingsScreen,
+        ChoiceField,
+        LineDialog,
+    ),
     *(TextDialog, HelpScreen, ModelPicker, DeletedScreen),
 )
 
