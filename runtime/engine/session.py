@@ -68,6 +68,11 @@ class Session:
         """Whether requests may hold messages; a raw prompt is always possible."""
         return self._tokenizer.has_chat_template
 
+    @property
+    def can_think(self) -> bool:
+        """Whether marks of thinking are known of the model."""
+        return self._tokenizer.thinking_marks is not None
+
     def format_prompt(self, request: PromptRequest) -> list[int]:
         """Return the request's token ids, chat template applied unless it is raw.
 

@@ -14,7 +14,7 @@ from profiles.files import parse_json_text, read_regular_file
 from runtime.prompts.prompt_file import Message
 from tui.ask.pieces import Ended, Piece, Said
 from tui.chat.store.private_files import replace_private_file
-from tui.chat.store.records import Conversation, EndState, StoredMessage, chat_turns, readable
+from tui.chat.store.records import Conversation, EndState, StoredMessage, Thinking, chat_turns, readable
 from tui.chat.store.store import ConversationStore
 from tui.commands.chat import open_conversations
 from tui.environment import data_folder
@@ -70,6 +70,8 @@ class KeptConversation:
     """None until one is begun."""
     earlier: list[StoredMessage] = field(default_factory=list)
     answer_id: int = 0
+    thought: str = ""
+    """What the answer thought so far."""
     begun: float = field(default_factory=time.perf_counter)
 
     def messages(self, question: str, *, system: str | None) -> tuple[Message, ...]:
@@ -79,7 +81,9 @@ class KeptConversation:
         if turns and turns[-1]["role"] == "user":  # whose answer never came: many templates want one turn of two
             question = f"{turns[-1]['content']}\n\n{question}"
             turns = turns[:-1]
-        said = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        said = tuple(
+            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
+        )
         return (*said, Message("user", question))
 
     def begin(self, question: str, *, system: str | None, model: str) -> None:
@@ -98,7 +102,9 @@ class KeptConversation:
 
     def add(self, piece: Piece) -> None:
         """Keep a piece of the answer."""
-        if isinstance(piece, Said) and not piece.is_thinking:
+        if isinstance(piece, Said) and piece.is_thinking:
+            self.thought += piece.text
+        elif isinstance(piece, Said):
             self._save(lambda store: store.append_text(self.answer_id, piece.text))
         elif isinstance(piece, Ended):
             self.end("stopped" if piece.finish_reason == "stopped" else "complete", piece)
@@ -111,6 +117,8 @@ class KeptConversation:
             statistics["num_new_tokens"] = ended.usage.get("completion_tokens", 0)
         if error is not None:
             statistics["error"] = error
+        if self.thought:
+            statistics["thinking"] = Thinking(text=self.thought).to_record()
         self._save(lambda store: store.finish_answer(self.answer_id, state=state, statistics=statistics))
         self.store = None
 

@@ -270,6 +270,18 @@ class Actions:
     async def do_tree(self, tree: str | None = None) -> None:
         await self.do_set("tree", tree)
 
+    async def do_think(self, value: str | None = None) -> None:
+        """Change whether and how long the model thinks, from the next answer on; or say how it is."""
+        await self.do_set("thinking_budget", value)
+        model = self._chat.dialogue.state.model
+        if value is not None and model is not None and not model.can_think:
+            self._chat.say(f"{one_line(model.target)} marks no thinking, so this is for a model that does")
+
+    def do_thoughts(self) -> None:
+        """Open or fold what was thought before the answers."""
+        is_open = self._chat.view.open_thinking()
+        self._chat.say("thinking is shown" if is_open else "thinking is folded to a line")
+
     async def do_set(self, name: str = "", value: str | None = None) -> None:
         remembered = self._chat.services.settings
         if not name:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tui.chat.engine.messages import ContextFull
-from tui.chat.store.records import StoredMessage
+from tui.chat.store.records import StoredMessage, Thinking
 
 TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
 """Each leaves something else to decide."""
@@ -22,6 +22,14 @@ class TextCame:
 
     text: str
     """As the model wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtCame:
+    """An answer of the open conversation has thought more, before it says something."""
+
+    thinking: Thinking
+    """All of it so far, as the model wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,17 @@ class Trouble:
     """What makes room, where the context is full."""
 
 
-Change = TurnsChanged | StoredMessage | TextCame | PromptReturned | EditBegun | ConversationLeft | Trouble | str
+Change = (
+    TurnsChanged
+    | StoredMessage
+    | TextCame
+    | ThoughtCame
+    | PromptReturned
+    | EditBegun
+    | ConversationLeft
+    | Trouble
+    | str
+)
 """A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
 worth a word in passing."""
 Changes = tuple[Change, ...]

@@ -5,6 +5,7 @@ and are sent in their order. Each step returns what changed by it, for the scree
 what makes no sense now.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
@@ -12,7 +13,7 @@ from typing import Any
 
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
-from runtime.events import Finished, TextDelta
+from runtime.events import Finished, ReasoningDelta, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.attachments import joined_messages
 from tui.chat.changes import (
@@ -22,6 +23,7 @@ from tui.chat.changes import (
     EditBegun,
     PromptReturned,
     TextCame,
+    ThoughtCame,
     Trouble,
     TroubleKind,
     TurnsChanged,
@@ -42,12 +44,13 @@ from tui.chat.engine.messages import (
     StopAnswer,
     StopLoad,
 )
-from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report, with_thinking
 from tui.chat.store.alternatives import Place
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.records import (
     EndState,
     StoredMessage,
+    Thinking,
     chat_turns,
     first_kept_after_trim,
     raw_text,
@@ -77,6 +80,7 @@ class Dialogue:
         unchosen: Callable[[], frozenset[str]] = frozenset,
         new_system_prompt: Callable[[], str] = str,
         is_raw: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`params` are those of the next answer; `new_system_prompt` is a new conversation's.
 
@@ -103,6 +107,10 @@ class Dialogue:
         self.full: ContextFull | None = None
         """What makes room for what was asked last, where the context has none."""
         self._sent_ids: tuple[int, ...] = ()  # of its turns
+        self._clock = clock
+        self._thinking: Thinking | None = None  # of the answer that is being written
+        self._thinking_since = 0.0
+        self._num_tokens = 0  # of its rounds
 
     @property
     def is_answering(self) -> bool:
@@ -308,7 +316,13 @@ class Dialogue:
             return ()
         said = report.event if isinstance(report, OfAnswer) else report
         if isinstance(said, TextDelta):
+            self.state = with_thinking(self.state, is_thinking=False)
             return self._add_text(said.text)
+        if isinstance(said, ReasoningDelta):
+            self.state = with_thinking(self.state, is_thinking=True)
+            return self._add_thinking(said.text)
+        if isinstance(said, Round):
+            self._num_tokens += said.num_emitted
         self.state = with_report(self.state, report)
         match said:
             case Finished():
@@ -337,6 +351,22 @@ class Dialogue:
             self.store.append_text(self._written.id, text)
         except ConversationStoreError:
             return shown  # the store keeps it, and whoever asks for `is_unsaved` tells
+        except OverstoryError as error:
+            return (*shown, Trouble("store", str(error)))
+        return shown
+
+    def _add_thinking(self, text: str) -> Changes:
+        now = self._clock()
+        if self._thinking is None:
+            self._thinking, self._thinking_since = Thinking(text=""), now
+        text, seconds = self._thinking.text + text, now - self._thinking_since
+        self._thinking = Thinking(text=text, num_tokens=self._num_tokens, seconds=seconds)
+        is_shown = self._written.conversation_id == self.conversation_id
+        shown: Changes = (ThoughtCame(self._thinking),) if is_shown else ()
+        try:
+            self.store.keep_thinking(self._written.id, self._thinking)
+        except ConversationStoreError:
+            return shown  # the answer's end keeps it, or tells
         except OverstoryError as error:
             return (*shown, Trouble("store", str(error)))
         return shown
@@ -439,17 +469,21 @@ class Dialogue:
     def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params, answer_id = self._params(), next(self._answer_ids)
         params = replace(params, seed=params.seed + self._num_retries)
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        messages = tuple(
+            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
+        )
         prompt = PromptRequest(
             id=str(answer_id),
             messages=messages,
             params=params,
             unchosen=self._unchosen(),
             is_continued=is_continued,
+            wants_parts=True,
         )
         if self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template):
-            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False)
+            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
         self.answer, self._written, self.full = Answer(answer_id, prompt), message, None
+        self._thinking, self._num_tokens = message.thinking, 0
         self._engine.send(self.answer)
         self.state = begin_answer(self.state)
 
@@ -467,7 +501,8 @@ class Dialogue:
         answer, self.answer = self.answer, None
         if answer is None:
             return ()
-        kept = {**statistics, "seed": answer.prompt.params.seed}
+        thought = {} if self._thinking is None else {"thinking": self._thinking.to_record()}
+        kept = {**statistics, "seed": answer.prompt.params.seed, **thought}
         try:
             return (self.store.finish_answer(self._written.id, state=state, statistics=kept),)
         except ConversationStoreError:

@@ -25,6 +25,7 @@ from tui.chat.changes import (
     EditBegun,
     PromptReturned,
     TextCame,
+    ThoughtCame,
     Trouble,
     TroubleKind,
     TurnsChanged,
@@ -36,6 +37,7 @@ from tui.chat.engine.client import EngineClient
 from tui.chat.machine.panel import MachinePanel
 from tui.chat.machine.status import StatusLine
 from tui.chat.settings.file import RememberedSettings
+from tui.chat.settings.settings import SETTINGS
 from tui.chat.store.records import UNTITLED, StoredMessage
 from tui.chat.store.store import ConversationStore
 from tui.chat.themes import theme_name
@@ -182,7 +184,7 @@ class ChatDisplay:
         async with self._applying:
             for change in changes:
                 await self._apply(change)
-        if all(isinstance(change, TextCame) for change in changes):
+        if all(isinstance(change, TextCame | ThoughtCame) for change in changes):
             self._show_engine_soon()  # many times a second, so nothing is read or laid out for it
         else:
             self.show_state()
@@ -196,7 +198,8 @@ class ChatDisplay:
     def show_engine(self) -> None:
         self._is_engine_due = False
         state = self.dialogue.state
-        self.status.show(state, self.wanted_model if state.phase == "loading" else "")
+        thinking = SETTINGS["thinking_budget"].chosen(self.services.settings.shown["thinking_budget"])
+        self.status.show(state, self.wanted_model if state.phase == "loading" else "", thinking=thinking)
         self.panel.show(self.dialogue.state)
 
     def show_state(self) -> None:
@@ -294,6 +297,8 @@ class ChatDisplay:
                 await self.view.add(change)
             case TextCame(text=text):
                 self.view.append(text)
+            case ThoughtCame(thinking=thinking):
+                self.view.think(thinking)
             case PromptReturned(text=text):
                 self.prompt.give_back(text)
             case EditBegun(text=text):

@@ -8,6 +8,7 @@ from profiles.errors import BadInputError
 from runtime.prompts.prompt_file import Message
 from tui.ask.kept import LAST_FILE, kept_conversation
 from tui.ask.pieces import Ended, Said, Waits
+from tui.chat.store.records import Thinking
 from tui.commands.chat import open_conversations
 
 
@@ -40,11 +41,13 @@ def test_the_chat_shows_what_was_asked() -> None:
         prompt, answer = store.messages(conversation.id)
         assert (prompt.content, answer.content) == ("Hi?", "Hello there.")
         assert (answer.state, answer.model, answer.statistics["num_new_tokens"]) == ("complete", "tiny", 2)
+        assert answer.thinking == Thinking(text="hm")
 
 
 def test_a_conversation_can_be_gone_on_with() -> None:
     ask("Hi?", "Hello.", system="Be brief.")
     shown = ask("And you?", "Fine.", goes_on=True)
+    assert shown[2].reasoning_content == "hm"
     turns = [(each.role, each.content) for each in shown]
     assert turns == [("system", "Be brief."), ("user", "Hi?"), ("assistant", "Hello."), ("user", "And you?")]
     shown = ask("Long?", "Yes.", goes_on=True, system="Be long.")

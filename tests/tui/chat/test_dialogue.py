@@ -7,14 +7,14 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig, SamplingParams
-from runtime.events import TextDelta
+from runtime.events import ReasoningDelta, TextDelta
 from runtime.prompts.prompt_file import Message
-from tests.support.chat_fakes import FINISHED, LOADED, STOPPED, FakeEngine, answer_reports
-from tui.chat.changes import ConversationLeft, EditBegun, PromptReturned, TextCame, Trouble, TurnsChanged
+from tests.support.chat_fakes import FINISHED, LOADED, ROUND, STOPPED, FakeEngine, answer_reports
+from tui.chat.changes import ConversationLeft, EditBegun, PromptReturned, TextCame, ThoughtCame, Trouble, TurnsChanged
 from tui.chat.dialogue import Dialogue
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, OfAnswer, SessionNote, StopAnswer
-from tui.chat.store.records import StoredMessage
+from tui.chat.store.records import StoredMessage, Thinking
 from tui.chat.store.store import ConversationStore
 
 
@@ -58,6 +58,42 @@ def take(dialogue, answer_id, event):
 
 def kinds(changes):
     return [type(change) for change in changes]
+
+
+def test_what_is_thought_is_saved_as_it_comes_and_left_to_the_template_later(dialogue, store, engine):
+    dialogue.ask("Hello?")
+    answer_id = engine.requests[-1].answer_id
+    seconds = iter((1.0, 3.5))
+    dialogue._clock = lambda: next(seconds)
+    take(dialogue, answer_id, ROUND)
+    (came,) = take(dialogue, answer_id, ReasoningDelta("They "))
+    assert came == ThoughtCame(Thinking(text="They ", num_tokens=3, seconds=0.0))
+    assert dialogue.state.is_thinking
+    take(dialogue, answer_id, ROUND)
+    take(dialogue, answer_id, ReasoningDelta("greet."))
+    expected = Thinking(text="They greet.", num_tokens=6, seconds=2.5)
+    assert dialogue.messages()[-1].thinking == expected, "an engine that is killed leaves it there"
+    take(dialogue, answer_id, TextDelta("Hi"))
+    assert not dialogue.state.is_thinking
+    (ended,) = take(dialogue, answer_id, FINISHED)
+    assert (ended.content, ended.thinking) == ("Hi", expected)
+    dialogue.ask("And?")
+    answer = Message("assistant", "Hi", reasoning_content="They greet.")
+    assert engine.requests[-1].prompt.messages == (Message("user", "Hello?"), answer, Message("user", "And?"))
+    answered(dialogue)
+    assert dialogue.messages()[-1].thinking is None
+    assert dialogue.messages()[1].thinking == expected
+
+
+def test_an_answer_that_is_written_on_keeps_what_it_thought(dialogue, engine):
+    dialogue.ask("Hello?")
+    take(dialogue, engine.requests[-1].answer_id, ReasoningDelta("Hm."))
+    answered(dialogue, "One", finish_reason="length")
+    dialogue.continue_answer()
+    assert engine.requests[-1].prompt.is_continued
+    assert engine.requests[-1].prompt.messages[-1] == Message("assistant", "One", reasoning_content="Hm.")
+    answered(dialogue, " two")
+    assert dialogue.messages()[-1].content == "One two" and dialogue.messages()[-1].thinking.text == "Hm."
 
 
 def contents(dialogue):

@@ -300,7 +300,7 @@ def test_what_comes_with_one_round_is_shown_once(tmp_path):
         async with telling(tmp_path, script=silent) as teller:
             await _drafting(teller)
             shown, show = [], teller.chat.status.show
-            teller.chat.status.show = lambda state, *words: shown.append(state) or show(state, *words)
+            teller.chat.status.show = lambda state, *words, **more: shown.append(state) or show(state, *words, **more)
             levels = [LevelDrafted(level, 4) for level in range(9)]
             teller.engine.say(*of_answer(1, *levels, PassRunning(3, 6, (2, 4)), TextDelta("Foxes")))
             await teller.until(lambda: teller.dialogue.state.phase == "verifying")

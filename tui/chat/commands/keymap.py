@@ -32,6 +32,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "list_undo": "ctrl+z",
     },
     "attached": {"attachment_remove": "delete,backspace"},
+    "thinking": {"fold": "enter,space"},
     "notice": {"choice_before": "left", "choice_after": "right", "notice_close": "escape"},
     "dialog": {"keep": "ctrl+s", "cancel": "escape", "field_before": "up", "field_after": "down"},
     "value": {"value_before": "left", "value_after": "right,space"},
@@ -46,7 +47,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
 DEFAULT_KEYS: Mapping[str, str] = {name: keys for place in PLACES.values() for name, keys in place.items()}
 NEEDED = ("send", "quit")
 """What must have a key."""
-_UNTYPED = {"list", "attached", "notice", "value", "help", "deleted"}
+_UNTYPED = {"list", "attached", "thinking", "notice", "value", "help", "deleted"}
 """Places where nothing is typed, so that a letter may be a key."""
 _MODIFIERS = {"alt", "ctrl", "hyper", "meta", "shift", "super"}
 _SPELLINGS = {

@@ -54,7 +54,15 @@ COMMANDS = (
     ),
     Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
-    Command("/wrap", "Wrap code", "Break long lines of code, or show where they are cut.", "ctrl+t"),
+    Command("/wrap", "Wrap code", "Break long lines of code, or show where they are cut."),
+    Command(
+        "/think [THINK]",
+        "Thinking",
+        "Let the model think before it answers: on, off, auto, or for at most so many tokens.",
+        "",
+        ("thinking",),
+    ),
+    Command("/thoughts", "Open thinking", "Open or fold what was thought before the answers.", "ctrl+t"),
     Command(
         "/export [FILE]",
         "Export conversation",
@@ -100,7 +108,10 @@ COMMANDS = (
 
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Answers": ("stop", "regenerate", "edit", "continue", "attach", "attached", "copy", "code", "wrap"),
+    "Answers": (
+        *("stop", "regenerate", "edit", "continue", "attach", "attached", "think", "thoughts"),
+        *("copy", "code", "wrap"),
+    ),
     "Conversations": (
         *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "deleted"),
         *("export", "import", "system", "trim", "untrim"),

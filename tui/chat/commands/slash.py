@@ -198,8 +198,8 @@ def _candidates(
         case "MODEL":
             recent = [(name, "recent") for name in known["MODEL"]]
             return recent + [(path, "") for path in known["FILE"] if typed]
-        case "TREE" | "VALUE":
-            name = "tree" if argument == "TREE" else rest.split()[0]
+        case "TREE" | "THINK" | "VALUE":
+            name = rest.split()[0] if argument == "VALUE" else argument.lower()
             return [(value, "") for value in _suggestions(name, known)]
     return [(value, "") for value in known.get(argument, ())]
 

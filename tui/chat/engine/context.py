@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from runtime.events import Finished
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.chat.engine.messages import ContextFull
 
@@ -18,14 +19,18 @@ _MOST_CONTEXT_TOKENS = 1 << 20
 """For a model that states no limit of its own."""
 
 
-def context_full(opened: "OpenSession", request: PromptRequest, text: str = "") -> ContextFull:
-    """Return what would make room for a request, of whose answer `text` has been written."""
+def context_full(opened: "OpenSession", request: PromptRequest, finished: Finished | None = None) -> ContextFull:
+    """Return what would make room for a request, and for as much of its answer as has been written."""
+    parts = None if finished is None else finished.parts
+    is_apart = parts is not None and bool(parts.content)  # else it is thinking as it stands
+    text = "" if finished is None else parts.content if parts is not None and is_apart else finished.text
     engine = opened.session.engine
     messages = request.messages or (Message("user", request.prompt or ""),)
     if text and (request.is_continued or request.prompt is not None):
         messages = (*messages[:-1], replace(messages[-1], content=messages[-1].content + text))
     elif text:
-        messages = (*messages, Message("assistant", text))
+        thought = parts.reasoning_content if parts is not None and is_apart else None
+        messages = (*messages, Message("assistant", text, reasoning_content=thought))
     is_continued = messages[-1].role == "assistant"
 
     def count_tokens(kept: Sequence[Message]) -> int:

@@ -314,7 +314,7 @@ class EngineHost:
             for event in events:
                 if isinstance(event, Finished) and event.finish_reason == "context":
                     with suppress(OptionError):
-                        tell(context_full(opened, request.prompt, event.text))
+                        tell(context_full(opened, request.prompt, event))
                 tell(event)
                 if isinstance(event, Round):
                     tell(session_figures(opened))
@@ -348,6 +348,7 @@ def loaded(opened: "OpenSession") -> Loaded:
         num_resident_layers=placement.num_resident_layers,
         resident_layers=placement.residency.resident_layers,
         has_chat_template=opened.session.has_chat_template,
+        can_think=opened.session.can_think,
         num_disk_layers=placement.num_disk_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=placement.streamed_bytes,

@@ -99,6 +99,8 @@ class Loaded:
     """Whether the model was made for conversations; one that was not writes on from a text."""
     num_disk_layers: int = 0
     """Of the others, how many are read from disk in every pass."""
+    can_think: bool = True
+    """Whether marks of thinking before an answer are known of the model."""
     own_settings: Mapping[str, float] = field(default_factory=dict)
     """What the model samples with by its own settings, by fields of `SamplingParams`, where nobody chooses."""
 

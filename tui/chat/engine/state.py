@@ -92,6 +92,8 @@ class EngineState:
     """What the rounds since the model was loaded say."""
     session: SessionFigures = field(default_factory=SessionFigures)
     """How the session stands after the last of them."""
+    is_thinking: bool = False
+    """Whether the answer under way has said nothing yet, and thinks."""
 
     @property
     def predicted_tokens_per_second(self) -> float | None:
@@ -109,7 +111,12 @@ def begin_load() -> EngineState:
 
 def begin_answer(state: EngineState) -> EngineState:
     """Return the state after a request for an answer was sent, before the engine's first word about it."""
-    return replace(_between_passes(state), phase="prefill", prefill=_NOTHING_PREFILLED)
+    return replace(_between_passes(state), phase="prefill", prefill=_NOTHING_PREFILLED, is_thinking=False)
+
+
+def with_thinking(state: EngineState, *, is_thinking: bool) -> EngineState:
+    """Return the state after more was thought, or something was said."""
+    return state if state.is_thinking == is_thinking else replace(state, is_thinking=is_thinking)
 
 
 def with_death(sentence: str) -> EngineState:
@@ -167,9 +174,9 @@ def _within_answer(state: EngineState, event: AnswerEvent) -> EngineState:
             return replace(state, session=event)
         case Finished():
             phase: Phase = "stopped" if event.finish_reason == "stopped" else "ready"
-            return replace(_between_passes(state), phase=phase)
+            return replace(_between_passes(state), phase=phase, is_thinking=False)
         case Failed():
-            return replace(_between_passes(state), phase="error", sentence=event.sentence)
+            return replace(_between_passes(state), phase="error", sentence=event.sentence, is_thinking=False)
         case _:
             return state
 

@@ -84,7 +84,8 @@ def phase_words(state: EngineState) -> str:
     if state.phase == "error":
         return "✗ no model" if state.model is None else "✗ no answer"
     if (named := _named_phase(state)) is None:
-        return _LOOKS[state.phase][0]
+        is_thinking = state.is_thinking and state.phase in _ANSWERING
+        return "thinking" if is_thinking else _LOOKS[state.phase][0]
     words = [_ANSWERING[phase][0] for phase in _slow_phases(state)]
     return _ANSWERING[named][0].ljust(max(map(len, words)))
 
@@ -202,9 +203,16 @@ def _loading_figures(state: EngineState, words: str, style: str, tooltip: str, w
         yield StatusFigure(left, left, 14, tooltip, style)
 
 
-def status_figures(state: EngineState) -> Iterator[StatusFigure]:
-    """Yield all figures that are known, in the order in which they stand: for the right."""
+def status_figures(state: EngineState, thinking: str = "") -> Iterator[StatusFigure]:
+    """Yield all figures that are known, in the order in which they stand: for the right.
+
+    `thinking` is what was chosen about it, if anything was.
+    """
     figures, model = state.figures, state.model
+    if model is not None and model.can_think and thinking:
+        meaning = {"on": "as long as it likes", "off": "not at all"}.get(thinking, f"for at most {thinking} tokens")
+        tooltip = f"Before it answers the model may think {meaning}; /think changes that."
+        yield StatusFigure(f"think {thinking}", "", 7, tooltip, "$text-muted")
     if model is not None:
         running = state.running
         signs = layer_signs(
@@ -237,12 +245,12 @@ def status_figures(state: EngineState) -> Iterator[StatusFigure]:
         yield StatusFigure(f"context {used / limit:.0%}", f"ctx {used / limit:.0%}", 18, tooltip)
 
 
-def status_row(state: EngineState, width: int, wanted: str = "", *, choose: str = "F4") -> Content:
+def status_row(state: EngineState, width: int, wanted: str = "", *, choose: str = "F4", thinking: str = "") -> Content:
     """Return what is done at the left and what fits of the figures at the right, in at most `width` cells.
 
     The style of each piece holds its tooltip.
     """
-    left, right = tuple(progress_figures(state, wanted, choose=choose)), tuple(status_figures(state))
+    left, right = tuple(progress_figures(state, wanted, choose=choose)), tuple(status_figures(state, thinking))
     fitting = fit_figures((*left, *right), width)
     if not fitting and left:
         fitting = {left[0]: fit_text(left[0].short, width)}
@@ -269,19 +277,20 @@ class StatusLine(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._state = EngineState()
-        self._wanted = ""
+        self._wanted = self._thinking = ""
         self._row = Content()
 
-    def show(self, state: EngineState, wanted: str = "") -> None:
-        """Show that state from now on; `wanted` is the model that is being loaded."""
-        self._state, self._wanted = state, wanted
-        row = status_row(state, self.content_size.width, wanted, choose=key_now(self, "model"))
+    def show(self, state: EngineState, wanted: str = "", *, thinking: str = "") -> None:
+        """Show that state from now on; `wanted` is the model that is being loaded, `thinking` what was chosen of it."""
+        self._state, self._wanted, self._thinking = state, wanted, thinking
+        choose = key_now(self, "model")
+        row = status_row(state, self.content_size.width, wanted, choose=choose, thinking=thinking)
         if not row.is_same(self._row):
             self._row = row
             self.refresh()
 
     def on_resize(self) -> None:
-        self.show(self._state, self._wanted)
+        self.show(self._state, self._wanted, thinking=self._thinking)
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """Explain the figure under the pointer."""

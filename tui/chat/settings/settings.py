@@ -143,6 +143,10 @@ class Setting(Option):
             return self.parse is not None and bool(self.parse(word, self.name) == value)
         return False
 
+    def chosen(self, value: Any) -> str:
+        """Return what was chosen as a text; empty where that is left open."""
+        return "" if value == self.word else str(value)
+
     def engine_value(self, value: Any) -> Any:
         """Return what the engine takes for a value of the right kind. Raises OptionError."""
         if value == self.word:

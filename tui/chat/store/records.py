@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from tui.attachments import split_attachments
@@ -15,6 +16,21 @@ EndState = Literal["complete", "stopped", "failed"]
 """How an answer ended: `stopped` by the user, by a full context or by the end of its process."""
 MessageState = Literal["complete", "stopped", "failed", "streaming"]
 """`streaming` while text still arrives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """What an answer thought before it said something."""
+
+    text: str
+    num_tokens: Annotated[int, Meta(ge=0)] = 0
+    """To the end of the round in which it ended; 0 where that was not counted."""
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+
+    def to_record(self) -> dict[str, Any]:
+        """Return it as `statistics` have it."""
+        return {"text": storable(self.text), "num_tokens": self.num_tokens, "seconds": round(self.seconds, 3)}
+
 
 UnixTime = Annotated[float, Meta(ge=0, le=1e11)]
 """Seconds, until the year 5138."""
@@ -72,6 +88,14 @@ class StoredMessage:
     """What was measured of an answer, as it was handed in: JSON values by name."""
     created_at: UnixTime
 
+    @property
+    def thinking(self) -> Thinking | None:
+        """What it thought, as `statistics` have it."""
+        try:
+            return msgspec.convert(self.statistics.get("thinking"), Thinking | None)
+        except msgspec.ValidationError:  # of a file that somebody wrote
+            return None
+
 
 def title_of_prompt(prompt: str) -> str:
     """Return what a conversation that begins so may be called: at most MAX_TITLE_LENGTH characters on one line.
@@ -110,14 +134,18 @@ def raw_text(turns: Sequence[Mapping[str, str]]) -> str:
 def chat_turns(system_prompt: str, messages: Sequence[StoredMessage]) -> tuple[dict[str, str], ...]:
     """Return what a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
 
-    An answer without any text is no turn, and prompts that then follow each other become one: many templates refuse
-    two turns of one role.
+    What an answer thought is its `reasoning_content`: most templates leave it out of all but the last. An answer
+    without any text is no turn, and prompts that then follow each other become one: many templates refuse two turns of
+    one role.
     """
     system = ({"role": "system", "content": system_prompt},) if system_prompt.strip() else ()
-    merged = (
-        {"role": turn[0].role, "content": "\n\n".join(each.content for each in turn)} for turn in _turns(messages)
-    )
-    return (*system, *merged)
+    return (*system, *map(_merged, _turns(messages)))
+
+
+def _merged(turn: Sequence[StoredMessage]) -> dict[str, str]:
+    merged = {"role": turn[0].role, "content": "\n\n".join(each.content for each in turn)}
+    thoughts = [each.thinking.text for each in turn if each.thinking is not None]
+    return {**merged, "reasoning_content": "\n\n".join(thoughts)} if thoughts else merged
 
 
 def turn_ids(messages: Sequence[StoredMessage]) -> tuple[int, ...]:

@@ -17,7 +17,15 @@ from profiles.errors import BadInputError
 from tui.chat.store.alternatives import Place, drop_messages, step
 from tui.chat.store.database import ConversationDatabase, ConversationStoreError
 from tui.chat.store.drafts import Draft, replace_draft, select_draft
-from tui.chat.store.records import Conversation, EndState, MessageState, StoredMessage, storable, title_of_prompt
+from tui.chat.store.records import (
+    Conversation,
+    EndState,
+    MessageState,
+    StoredMessage,
+    Thinking,
+    storable,
+    title_of_prompt,
+)
 from tui.chat.store.search import SearchHit, find_hits
 
 UNDO_SECONDS = 30 * 86400.0
@@ -246,6 +254,12 @@ class ConversationStore:
         disk nothing is missing in between.
         """
         self._extend(message_id, text, state="streaming", writer=self._writer_token())
+
+    def keep_thinking(self, message_id: int, thinking: Thinking) -> None:
+        """Save what an answer has thought so far; `finish_answer` takes all of it once more, in its statistics."""
+        with self._database.writing() as connection:
+            query = "UPDATE messages SET statistics = json_set(statistics, '$.thinking', json(?)) WHERE id = ?"
+            connection.execute(query, (_to_json(thinking.to_record()), message_id))
 
     def finish_answer(
         self, message_id: int, *, state: EndState = "complete", statistics: Mapping[str, Any] | None = None

@@ -6,7 +6,7 @@ the rate at which it comes on average.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from textual.app import ComposeResult
@@ -17,10 +17,11 @@ from textual.widgets import Static
 
 from tui.attachments import split_attachments
 from tui.chat.commands.keymap import key_now
-from tui.chat.store.records import StoredMessage
+from tui.chat.store.records import StoredMessage, Thinking
 from tui.chat.widgets.attachments import FoldedText
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
+from tui.chat.widgets.thinking import ThinkingFold
 from tui.chat.widgets.welcome import Greeting, Welcome
 from tui.terminal_text import counted, one_line, show_terminal_escapes
 
@@ -63,15 +64,17 @@ class AnswerTurn(Vertical):
 
     DEFAULT_CLASSES = "turn answer-turn"
 
-    def __init__(self, message: StoredMessage, *, wraps_code: bool = False) -> None:
+    def __init__(self, message: StoredMessage, *, wraps_code: bool = False, opens_thinking: bool = False) -> None:
         super().__init__()
         self.message = message
         self._markdown = AnswerMarkdown(shown_text(message.content), wraps_code=wraps_code)
         self._caption = Static(markup=False, classes="turn-caption")
+        self.thinking = ThinkingFold(message.thinking, is_open=opens_thinking)
         self._is_told = False  # elsewhere, why it failed
 
     def compose(self) -> ComposeResult:
         yield Static(one_line(self.message.model) or "model", markup=False, classes="turn-name")
+        yield self.thinking
         yield self._markdown
         yield self._caption
 
@@ -85,11 +88,13 @@ class AnswerTurn(Vertical):
 
     def write(self, text: str) -> None:
         """Append to what is shown."""
+        self.thinking.end()
         self._markdown.append(shown_text(text))
 
     def end(self, message: StoredMessage) -> None:
         """Show how it ended, with the message whole; why it failed is for the notice to tell, until `spell_out`."""
         self.message, self._is_told = message, True
+        self.thinking.end(message.thinking)
         whole = shown_text(message.content)
         if self._markdown.source != whole:
             self._markdown.update(whole)
@@ -114,9 +119,14 @@ class AnswerTurn(Vertical):
         self.set_class(self.message.state == "streaming", "-streaming")
 
 
-def turn_view(message: StoredMessage, *, first_kept_id: int = 0, wraps_code: bool = False) -> PromptTurn | AnswerTurn:
+def turn_view(
+    message: StoredMessage, *, first_kept_id: int = 0, wraps_code: bool = False, opens_thinking: bool = False
+) -> PromptTurn | AnswerTurn:
     """Return the widget that shows a message; one before `first_kept_id` is marked as left out."""
-    turn = PromptTurn(message) if message.role == "user" else AnswerTurn(message, wraps_code=wraps_code)
+    if message.role == "user":
+        turn: PromptTurn | AnswerTurn = PromptTurn(message)
+    else:
+        turn = AnswerTurn(message, wraps_code=wraps_code, opens_thinking=opens_thinking)
     turn.set_class(message.id < first_kept_id, "-left-out")
     return turn
 
@@ -156,12 +166,16 @@ def _how_it_failed(message: StoredMessage, *, is_told: bool) -> str:
 
 def _how_it_ended(message: StoredMessage, go_on: str) -> str:
     reason, num_tokens = message.statistics.get("finish_reason"), message.statistics.get("num_new_tokens", 0)
+    if reason == "length" and message.thinking is not None and not message.content:
+        return f"cut while thinking, at {counted(num_tokens, 'token')}; /think {num_tokens // 2}, then /regenerate"
     if reason == "length":
         return f"cut at {counted(num_tokens, 'token')}, {go_on} goes on"
     if reason == "context":
         return "cut: the context is full"
     if message.state == "stopped":
         return "stopped" if message.content else "stopped, nothing came"
+    if not message.content and message.thinking is not None:
+        return "nothing was said after the thinking"
     return ""
 
 
@@ -195,7 +209,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._copied: CodeBlock | None = None
         self._greeting = Greeting()
         self._first_kept_id = 0
-        self._wraps_code = False
+        self._wraps_code = self._opens_thinking = False
         self._rests_until = 0.0  # drawing, by perf_counter
 
     def on_mount(self) -> None:
@@ -244,6 +258,18 @@ class ConversationView(VerticalScroll, can_focus=False):
             self._smoother.push(text, now=self._clock())
             self._drawing.resume()
 
+    def think(self, thinking: Thinking) -> None:
+        """Show what the answer that grows has thought."""
+        if self._growing is not None:
+            self._growing.thinking.grow(thinking)
+
+    def open_thinking(self) -> bool:
+        """Open what was thought before answers, here and from now on, or fold it; return whether it is open now."""
+        self._opens_thinking = not self._opens_thinking
+        for turn in self.query(AnswerTurn):
+            turn.thinking.open(self._opens_thinking)
+        return self._opens_thinking
+
     async def end(self, message: StoredMessage) -> None:
         """Draw all of an answer that is over, and how it ended."""
         growing, self._growing = self._growing, None
@@ -265,7 +291,7 @@ class ConversationView(VerticalScroll, can_focus=False):
 
     def next_code_block(self) -> CodeBlock | None:
         """Return and mark the last code block, with each call the one above, and after the first the last again."""
-        blocks = [block for answer in self.query(AnswerMarkdown) for block in answer.code_blocks]
+        blocks = [block for answer in self._answers() for block in answer.code_blocks]
         if not blocks:
             return None
         index = blocks.index(self._copied) - 1 if self._copied in blocks else len(blocks) - 1
@@ -351,12 +377,21 @@ class ConversationView(VerticalScroll, can_focus=False):
         self.anchor()
         self.scroll_end(animate=False)
 
+    def _answers(self) -> Iterator[AnswerMarkdown]:
+        """Yield what answers say, without what they thought."""
+        return self.query("AnswerTurn > AnswerMarkdown").results(AnswerMarkdown)
+
     def _last_answer(self) -> AnswerTurn | None:
         answers = self.query(AnswerTurn)
         return answers.last() if answers else None
 
     def _turn(self, message: StoredMessage) -> PromptTurn | AnswerTurn:
-        return turn_view(message, first_kept_id=self._first_kept_id, wraps_code=self._wraps_code)
+        return turn_view(
+            message,
+            first_kept_id=self._first_kept_id,
+            wraps_code=self._wraps_code,
+            opens_thinking=self._opens_thinking,
+        )
 
     def _draw(self) -> None:
         begun = time.perf_counter()

@@ -16,6 +16,7 @@ from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.thinking import ThinkingFold
 
 OWNERS = (
     *(
@@ -29,7 +30,7 @@ OWNERS = (
         ChoiceField,
         LineDialog,
     ),
-    *(TextDialog, HelpScreen, ModelPicker, DeletedScreen),
+    *(TextDialog, HelpScreen, ModelPicker, DeletedScreen, ThinkingFold),
 )
 
 

@@ -1,11 +1,34 @@
 """What makes room in a full context, against trying every number of turns."""
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
+from runtime.events import AnswerParts
 from runtime.prompts.prompt_file import Message, PromptRequest
+from tests.support.chat_fakes import FINISHED
 from tui.chat.engine import context
 from tui.chat.engine.context import context_full, context_words, room_for
+
+
+def test_thinking_is_counted_as_the_template_takes_it(monkeypatch):
+    """Left out of turns that are over; of one that said nothing yet all of it is counted."""
+    monkeypatch.setattr(context, "largest_context", lambda opened: 400)
+
+    def format_prompt(request):
+        last = request.messages[-1]
+        thought = (last.reasoning_content or "").split() if request.is_continued else []
+        return [*thought, *(word for each in request.messages for word in each.content.split())]
+
+    session = SimpleNamespace(engine=SimpleNamespace(context_tokens=100), format_prompt=format_prompt)
+    asked = PromptRequest(id="1", messages=tuple(conversation([10, 10, 10])), wants_parts=True)
+    for parts, text, num_tokens in (
+        (AnswerParts("said " * 5, "hm " * 40), "unused", 75),
+        (AnswerParts("said " * 5), "unused", 35),
+        (AnswerParts("", "hm " * 40), "<think> " + "hm " * 40, 71),
+    ):
+        finished = replace(FINISHED, text=text, parts=parts)
+        assert context_full(SimpleNamespace(session=session), asked, finished).num_tokens == num_tokens
 
 
 def conversation(sizes, *, system=0):
@@ -62,5 +85,6 @@ def test_a_raw_text_is_counted_as_it_is(monkeypatch):
     session = SimpleNamespace(
         engine=SimpleNamespace(context_tokens=100), format_prompt=lambda request: request.prompt.split()
     )
-    full = context_full(SimpleNamespace(session=session), PromptRequest(id="1", prompt="word " * 150), "more")
+    more = replace(FINISHED, text="more")
+    full = context_full(SimpleNamespace(session=session), PromptRequest(id="1", prompt="word " * 150), more)
     assert (full.num_tokens, full.num_left_out, full.wanted_context_tokens) == (151, 0, 256)

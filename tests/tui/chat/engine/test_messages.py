@@ -9,8 +9,18 @@ import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig, SamplingParams
-from runtime.events import LevelDrafted, LoadProgress, PrefillProgress, TextDelta, TokenLogprob, TokenLogprobs
-from runtime.prompts.prompt_file import Message, PromptRequest
+from runtime.events import (
+    AnswerParts,
+    LevelDrafted,
+    LoadProgress,
+    PrefillProgress,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    TokenLogprobs,
+    ToolCallDelta,
+)
+from runtime.prompts.prompt_file import Message, PromptRequest, ToolCall
 from tests.support.chat_fakes import FIGURES, FINISHED, LOADED, ROUND
 from tui.chat.engine.messages import (
     Answer,
@@ -41,7 +51,10 @@ EVENTS = [
     LevelDrafted(3, 12),
     ROUND,
     TextDelta("\u2028 one line all the same\n"),
+    ReasoningDelta("They greet.\n"),
+    ToolCallDelta(0, ToolCall("call_1", "look", '{"at": "it"}')),
     FINISHED,
+    replace(FINISHED, parts=AnswerParts("Hi", "They greet.", (ToolCall("call_1", "look", "{}"),))),
     replace(FINISHED, generation="auto", own_settings={"temperature": 0.6, "top_k": 20}),
     replace(FINISHED, logprobs=(TokenLogprobs(TOKEN, (TOKEN, TokenLogprob(4, -math.inf))),)),
     PassRunning(3, 28, (4, 5)),

@@ -18,8 +18,17 @@ from tests.support.chat_states import (
     round_done,
     verifying,
 )
-from tui.chat.engine.messages import Failed, LoadRefused, PassRunning, SessionNote, StillLoading
-from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report
+from tui.chat.engine.messages import Failed, LoadRefused, OfAnswer, PassRunning, SessionNote, StillLoading
+from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report, with_thinking
+
+
+def test_an_answer_thinks_until_it_says_something_or_ends():
+    state = with_thinking(drafting(), is_thinking=True)
+    assert state.is_thinking and with_thinking(state, is_thinking=True) is state
+    assert not with_thinking(state, is_thinking=False).is_thinking
+    assert not begin_answer(state).is_thinking
+    for last in (FINISHED, Failed("no", "fault")):
+        assert not with_report(state, OfAnswer(1, last)).is_thinking
 
 
 def test_there_is_no_model_at_first():

@@ -32,6 +32,17 @@ from tui.chat.machine.status import (
     status_row,
 )
 
+
+def test_thinking_is_named_while_it_lasts_and_what_was_chosen_of_it():
+    state = replace(verifying(), is_thinking=True)
+    assert phase_words(state) == "thinking" and phase_words(replace(ready(), is_thinking=True)) == "● ready"
+    chosen = [figure for figure in status_figures(ready(), "500") if figure.text == "think 500"]
+    assert "for at most 500 tokens; /think changes that" in chosen[0].tooltip
+    assert not [figure for figure in status_figures(ready(), "") if "think" in figure.text]
+    cannot = replace(ready(), model=replace(ready().model, can_think=False))
+    assert not [figure for figure in status_figures(cannot, "500") if "think" in figure.text]
+
+
 STATES = {
     "no model": EngineState(),
     "starting": begin_load(),

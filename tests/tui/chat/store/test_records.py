@@ -6,6 +6,7 @@ from tests.support.conversation_factory import message
 from tui.attachments import Attachment, pasted, with_attachments
 from tui.chat.store.records import (
     MAX_TITLE_LENGTH,
+    Thinking,
     chat_turns,
     first_kept_after_trim,
     raw_text,
@@ -53,6 +54,28 @@ def test_a_model_is_shown_every_turn_in_order():
         {"role": "user", "content": "c"},
     )
     assert chat_turns(" \n", []) == ()
+
+
+def test_what_was_thought_goes_along_for_the_template_to_leave_out():
+    thought = Thinking(text="Hm.", num_tokens=3, seconds=1.5)
+    messages = [
+        message(content="a"),
+        message("assistant", "b", statistics={"thinking": thought.to_record()}),
+        message("assistant", "c", statistics={"thinking": Thinking(text="So.").to_record()}),
+        message("assistant", "", statistics={"thinking": thought.to_record()}),
+        message(content="d"),
+    ]
+    assert messages[1].thinking == thought
+    assert chat_turns("", messages)[1] == {
+        "role": "assistant",
+        "content": "b\n\nc",
+        "reasoning_content": "Hm.\n\nSo.",
+    }
+
+
+@pytest.mark.parametrize("found", [None, "text", {"text": 1}, {"text": "a", "num_tokens": -1}, {}])
+def test_what_somebody_wrote_into_a_file_is_no_thinking(found):
+    assert message("assistant", statistics={"thinking": found}).thinking is None
 
 
 def test_roles_alternate_even_after_answers_without_text():

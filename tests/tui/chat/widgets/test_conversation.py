@@ -340,6 +340,14 @@ def test_one_token_is_one_token():
     assert turn_caption(answer("a", finish_reason="length", num_new_tokens=1)) == "cut at 1 token, Ctrl+G goes on"
 
 
+def test_an_answer_that_only_thought_says_what_can_be_done():
+    thought = {"thinking": {"text": "Hm."}}
+    cut = answer("", finish_reason="length", num_new_tokens=1000, **thought)
+    assert turn_caption(cut) == "cut while thinking, at 1,000 tokens; /think 500, then /regenerate"
+    assert turn_caption(answer("", finish_reason="stop", **thought)) == "nothing was said after the thinking"
+    assert "Ctrl+G" in turn_caption(answer("So", finish_reason="length", num_new_tokens=1000, **thought))
+
+
 def test_a_stopped_answer_says_so():
     assert turn_caption(answer("text", state="stopped", finish_reason="stopped")) == "stopped"
     assert turn_caption(answer("", state="stopped")) == "stopped, nothing came"
