@@ -168,9 +168,13 @@ class MarkdownDisplay:
 
     def _last_lines(self, content: RenderableType) -> RenderableType:
         """Return what of the content a screen holds; its beginning is printed once it is whole."""
+        return _joined(self._lines(content)[-max(1, self._console.height - 2) :])
+
+    def _lines(self, content: RenderableType) -> list[list[Segment]]:
+        """Return the lines of the content without the blank ones around it, which rich draws around some blocks."""
         lines = self._console.render_lines(content, self._console.options, pad=False)
-        kept = lines[-max(1, self._console.height - 2) :]
-        return Segments([segment for line in kept for segment in (*line, Segment.line())])
+        full = [index for index, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+        return lines[full[0] : full[-1] + 1] if full else []
 
     def _end_thinking(self) -> None:
         if self._thinking.text and not self._has_thought:
@@ -195,7 +199,7 @@ class MarkdownDisplay:
             self._console.print()
         self._has_printed = True
         self._live.update(Text(""), refresh=True)
-        self._console.print(content)
+        self._console.print(_joined(self._lines(content)), end="")
 
     def __enter__(self) -> "MarkdownDisplay":
         self._live.start()
@@ -226,6 +230,10 @@ class _ThinkingLine:
         seconds = 0.0 if self._begun is None else self._clock() - self._begun
         verb = "thought" if is_over else "thinking"
         return f"{verb}, {counted(len(self.text.split()), 'word')}, {seconds:.0f} s"
+
+
+def _joined(lines: list[list[Segment]]) -> Segments:
+    return Segments([segment for line in lines for segment in (*line, Segment.line())])
 
 
 def _markdown(text: str) -> Markdown:

@@ -128,6 +128,11 @@ def test_markdown_is_the_same_however_it_was_cut(size: int) -> None:
     ]
 
 
+def test_one_blank_line_stands_between_blocks() -> None:
+    found = shown(Said("Words\n\n- one\n\n| a |\n|---|\n| 1 |\n\n"), Said("End.\n"), ENDED, height=50)
+    assert "\n\n\n" not in found.strip() and found.strip().count("\n\n") == 3
+
+
 def test_an_answer_longer_than_the_screen_is_there_as_a_whole() -> None:
     text = "".join(f"- item {number}\n" for number in range(40))
     pieces = [Said(line + "\n") for line in text.splitlines()]
