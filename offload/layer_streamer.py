@@ -181,6 +181,15 @@ class LayerStreamer(Closeable):
         """The layers that lie in slots or are on their way there; asks the device nothing, unlike `is_full`."""
         return tuple(visit.layer_index for visit in tuple(self._visits) if visit is not None)
 
+    def forget_rows(self, num_rows: int) -> None:
+        """Let no row behind the first `num_rows` count that was fetched ahead: they change, between two passes."""
+        self._require(not self._is_in_pass, "rows that a pass sees do not change")
+        for visit in self._coming:
+            if visit.num_rows > num_rows:
+                for copy in visit.copies[1:]:
+                    copy.wait()
+                visit.num_rows = num_rows
+
     def prefetch(self) -> None:
         """Start a copy into every free slot, ahead of the first pass; later passes prefetch by themselves."""
         self._require(not self._is_closed, "the streamer is closed")

@@ -153,6 +153,16 @@ def parse_memory(text: str, option: str) -> int:
     return 0 if text == "min" else _parsed(parse_bytes, text, option)
 
 
+def parse_prefix_cache(text: str) -> int | None:
+    """Return the bytes that the prefix cache may take: 0 for `off`, None for `auto`. Raises OptionError."""
+    if text in ("auto", "off"):
+        return None if text == "auto" else 0
+    try:
+        return parse_bytes(text)
+    except BadInputError as error:
+        raise OptionError(f"prefix_cache is {text!r}; it must be auto, off, or a size as in 20GB") from error
+
+
 def parse_batch(text: str, option: str) -> int | None:
     """Return a number of prompts, None for `auto`; raise OptionError, which names the option."""
     if text == "auto":
@@ -314,6 +324,15 @@ class EngineConfig:
         ),
     ] = "exact"
     """`exact` is the text of a cache on the device; with `int8` which layers stream has a say in it too."""
+    prefix_cache: Annotated[
+        str,
+        Option(
+            "Keep texts' keys and values for the next start, in prefixes/ of the cache folder (delete it to empty it): "
+            "auto (8 GB), off or a size.",
+            MEMORY,
+        ),
+    ] = "off"
+    """`auto` in the commands that answer prompts. Whatever is in a text can be told from its keys and values."""
     host_memory_bytes: Annotated[
         int | None,
         Option(
@@ -385,6 +404,7 @@ class EngineConfig:
             if text is not None and not text.strip():
                 raise OptionError(f"{name} is empty; give {what}")
         parse_tree(self.tree)
+        parse_prefix_cache(self.prefix_cache)
         for name in ("link", "disk_link"):
             if getattr(self, name) is not None:
                 parse_speed(getattr(self, name), name)

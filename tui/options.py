@@ -28,25 +28,31 @@ class Shown:
     """Of fields that are taken from elsewhere while they have no flag: what is told of that instead of the default."""
 
 
-_ANSWERING = {"draft": "auto", "lookup": "on", "generation": "auto"}
+_ANSWERING = {"draft": "auto", "lookup": "on", "generation": "auto", "prefix_cache": "auto"}
 AnsweringConfig = Annotated[EngineConfig, Shown(hidden=("num_texts",), defaults=_ANSWERING)]
 """Of commands that answer prompts."""
 BatchConfig = Annotated[EngineConfig, Shown(defaults={**_ANSWERING, "num_texts": None})]
 """Of those that answer many together."""
-ComparingConfig = Annotated[EngineConfig, Shown(hidden=("num_texts",), defaults={"draft": "auto", "lookup": "on"})]
+ComparingConfig = Annotated[
+    EngineConfig, Shown(hidden=("num_texts", "prefix_cache"), defaults={"draft": "auto", "lookup": "on"})
+]
 """Of those that answer them to measure, without the model's own generation settings unless asked."""
 DraftingConfig = Annotated[
-    EngineConfig, Shown(hidden=("num_texts", "lookup", "generation"), defaults={"draft": "auto"})
+    EngineConfig, Shown(hidden=("num_texts", "lookup", "generation", "prefix_cache"), defaults={"draft": "auto"})
 ]
 """Of commands that count and time the draft's own trees."""
 BatchDraftingConfig = Annotated[
-    EngineConfig, Shown(hidden=("lookup", "generation"), defaults={"draft": "auto", "num_texts": None})
+    EngineConfig,
+    Shown(hidden=("lookup", "generation", "prefix_cache"), defaults={"draft": "auto", "num_texts": None}),
 ]
 """Of those among them that answer many prompts together."""
 PlainConfig = Annotated[
     EngineConfig,
     Shown(
-        hidden=("num_texts", "draft", "draft_format", "draft_device", "share_layers", "tree", "lookup", "generation"),
+        hidden=(
+            *("num_texts", "draft", "draft_format", "draft_device", "share_layers", "tree", "lookup", "generation"),
+            "prefix_cache",
+        ),
         defaults={"draft": "none"},
     ),
 ]

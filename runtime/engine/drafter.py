@@ -112,6 +112,12 @@ class Drafter:
         self._lanes[lane] = _Lane(min(num_tokens, self._lanes[source].num_committed))
         self.model.cache.copy(self._lanes[lane].num_committed, source=source, lane=lane)
 
+    def restore(self, start: int, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
+        """Let a lane hold tokens that were run before, behind its first `start`; see `StreamedModel.restore`."""
+        self.roll_back(start, lane=lane)
+        self.model.restore(start, num_tokens, content, lane=lane)
+        self._lanes[lane].num_committed = start + num_tokens
+
     def _run(
         self, inputs: Sequence[PassInput], num_wanted: Sequence[int], *, is_prefill: bool = False
     ) -> list[torch.Tensor]:

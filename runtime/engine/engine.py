@@ -8,6 +8,7 @@ at any event, or an error in any pass, rolls both caches back to the last commit
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from offload.memory import explained_shortage
 from runtime.config import MAX_TREE_LEVELS, PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.growing_tree import WantedTree
+from runtime.engine.kept_prefixes import KeptPrefixes
 from runtime.engine.token_sequence import LEAST_SHARED, Choosing, TokenSequence
 from runtime.errors import OptionError
 from runtime.events import Event, PrefillProgress, Round
@@ -112,6 +114,8 @@ class Engine:
     """Nodes that looked-up branches may add to a tree of drafts; 0 looks nothing up."""
     bytes_streamed: int = 0
     """Bytes that have crossed the link in all passes so far, in both directions."""
+    prefixes: KeptPrefixes | None = None
+    """What earlier sessions have computed of texts, and what this one keeps for later ones; None: nothing."""
     sequences: list[TokenSequence] = field(init=False)
     """By lane; the first is the one of a conversation."""
     _planners: dict[tuple[float, bool], TreePlanner] = field(default_factory=dict)
@@ -176,7 +180,10 @@ class Engine:
             thinking=thinking,
         )
         sequence = self.sequences[lane]
+        self._keep_prefixes([sequence])  # what did not find room before
         self.set_text(prompt, lane=lane)
+        if self.prefixes is not None:
+            self.prefixes.begin(sequence)
         scheme = scheme_for(params)
         if not processor.is_idle:
             scheme = AdjustedRows(scheme, processor)
@@ -221,7 +228,25 @@ class Engine:
         A text that waits for the room of others' prompts, or for what it shares with them, has no part in it.
         """
         with explained_shortage("a pass over the model"):
+            yield from self._bring_prefixes(sequences)
             yield from self._run_step(self._share_out(sequences))
+            self._keep_prefixes(sequences)
+
+    def _bring_prefixes(self, sequences: Sequence[TokenSequence]) -> Iterator[StepEvent]:
+        """Read what the store holds of prompts that have just begun, and that no other lane holds as much of."""
+        if self.prefixes is None:
+            return
+        for sequence in sequences:
+            if sequence.num_pending <= 1 or self._source_of(sequence, sequences)[0] is not None:
+                continue
+            with closing(self.prefixes.bring(sequence, self.planner.costs)) as blocks:
+                for _ in blocks:
+                    yield sequence, self.prompt_progress(sequence.text, lane=sequence.lane)
+
+    def _keep_prefixes(self, sequences: Sequence[TokenSequence]) -> None:
+        if self.prefixes is not None:
+            for sequence in sequences:
+                self.prefixes.keep(sequence)
 
     def _share_out(self, sequences: Sequence[TokenSequence]) -> list[_Place]:
         """Return the part of each text in the next pass, in an order in which none needs what a later one computes."""
@@ -445,6 +470,17 @@ class Engine:
             planner.observe(*learned, with_costs=number == 0)  # the pass is one for all
         for each, done in zip(growing, rounds, strict=True):
             yield each.place.sequence, done
+
+    def prompt_progress(self, prompt: Sequence[int], *, lane: int = 0) -> PrefillProgress:
+        """Return how much of a prompt a lane holds, and how long the rest takes: reading what is kept, and passes."""
+        num_held, num_prompt = self.sequences[lane].num_kept(prompt), len(prompt)
+        if self.prefixes is None:
+            return self.prefill_progress(num_held, num_prompt)
+        num_read, seconds = self.prefixes.outlook(prompt, num_held, self.planner.costs)
+        expected = self.prefill_progress(num_read, num_prompt)
+        if expected.expected_seconds is not None:
+            expected = replace(expected, expected_seconds=expected.expected_seconds + seconds)
+        return replace(expected, num_done_tokens=num_held)
 
     def prefill_progress(self, num_done: int, num_prompt: int) -> PrefillProgress:
         """Return how far the prompt is, how much the next pass computes, and how long the rest is believed to take."""

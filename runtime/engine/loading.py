@@ -36,18 +36,21 @@ from offload.stage_ring import StageRing, plan_stages
 from offload.travelling_rows import TravellingRows
 from offload.units import format_bytes, parse_link
 from profiles.steps import finish, relabel
-from runtime.config import EngineConfig, ReadPath
+from runtime.config import EngineConfig, ReadPath, parse_prefix_cache
 from runtime.engine.drafter import Drafter
 from runtime.engine.engine import Engine
+from runtime.engine.kept_prefixes import KeptPrefixes
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.packing import packing_of
+from runtime.engine.prefix_store import PrefixStore
 from runtime.engine.session import Session
 from runtime.events import LoadProgress
 from runtime.fit.place import Placement
 from runtime.model.draft_cache import DraftCache
 from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
-from runtime.model.model_loader import SharedLayers, load_draft, open_streamed, read_others
+from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, open_streamed, read_others
+from runtime.model.streamed_model import StreamedModel
 from runtime.planner.initial_plan import (
     NO_DRAFT,
     InitialPlan,
@@ -97,7 +100,9 @@ class OpenSession:
         pinning = self._path.pinning_notes(self._placed) if self.filling.is_done else ()
         drafter = self.session.engine.drafter
         drafting = () if drafter is None else drafter.model.notices
-        return (*self._placed.notes, *pinning, *self._planning_notes, *drafting)
+        prefixes = self.session.engine.prefixes
+        keeping = () if prefixes is None or prefixes.store.notice is None else (prefixes.store.notice,)
+        return (*self._placed.notes, *pinning, *self._planning_notes, *drafting, *keeping)
 
     @property
     def load_progress(self) -> LoadProgress | None:
@@ -179,13 +184,15 @@ def load_session(
         widths=widths,
         packed=placed.packed,
     )
+    prefill = _prefill_planner(plan, streamer, can_slice=model.can_slice)
     engine = Engine(
         model,
         drafter,
         _planner(plan, start, placed, link),
-        _prefill_planner(plan, streamer, can_slice=model.can_slice),
+        prefill,
         context_tokens=plan.need.context_tokens,
         num_graft_nodes=config.num_graft_nodes,
+        prefixes=_open_prefixes(plan, model, drafter, prefill, stack, state_folder, is_shared_only=len(requests) > 1),
     )
     session = Session(engine, plan.tokenizer, end_token_ids=end_token_ids, generation=plan.generation)
     on_draft = [NO_DRAFT] if is_undrafted else [] if plan.draft_note is None else [plan.draft_note]
@@ -448,6 +455,45 @@ def _draft_cache(plan: LoadPlan, state_folder: Path | None) -> DraftCache | None
     if state_folder is None or plan.draft_held != "nf4" or files.is_quantized:
         return None
     return DraftCache(state_folder / "drafts", model_digest(files.checkpoint.folder))
+
+
+def _open_prefixes(
+    plan: LoadPlan,
+    target: StreamedModel,
+    drafter: Drafter | None,
+    prefill: PrefillPlanner,
+    stack: ExitStack,
+    state_folder: Path | None,
+    *,
+    is_shared_only: bool,
+) -> KeptPrefixes | None:
+    """Return what keeps the beginnings of texts for later sessions; None where that is switched off.
+
+    A block is named by all that its bytes depend on; another draft's could only cost acceptance.
+    """
+    max_bytes = parse_prefix_cache(plan.config.prefix_cache)
+    if state_folder is None or max_bytes == 0:
+        return None
+    store = PrefixStore(state_folder / "prefixes", max_bytes=max_bytes)
+    travelling = sorted(plan.residency.travelling) if plan.config.kv_format != "exact" else []
+
+    def describe(files: ModelFiles, dtype: torch.dtype, device: torch.device, **how: object) -> dict[str, object]:
+        digest = model_digest(files.checkpoint.folder)
+        shapes = [[*shape.keys, *shape.values] for shape in files.cache_shapes]
+        return {"digest": digest, "dtype": str(dtype), "device": device.type, "shapes": shapes, **how}
+
+    shared = plan.residency.resident_layers if plan.config.share_layers else ()
+    draft = (plan.draft_files, plan.draft_dtype, plan.draft_device)
+    prefixes = KeptPrefixes(
+        store,
+        target,
+        drafter,
+        prefill,
+        describe_target=partial(describe, plan.target, plan.dtype, plan.device, int8=travelling),
+        describe_draft=lambda: describe(*draft, held=plan.draft_held, shared=list(shared)),
+        is_shared_only=is_shared_only,
+    )
+    return stack.enter_context(prefixes)
 
 
 def _load_drafter(

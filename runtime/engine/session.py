@@ -88,8 +88,7 @@ class Session:
 
     def prefill_start(self, request: PromptRequest) -> PrefillProgress:
         """Return where the request's prefill will begin: behind what the target's cache holds of its prompt already."""
-        prompt = self.format_prompt(request)
-        return self.engine.prefill_progress(self.engine.sequences[0].num_kept(prompt), len(prompt))
+        return self.engine.prompt_progress(self.format_prompt(request))
 
     def stop(self) -> None:
         """End the answer under way after the layer that computes now; it is `Finished` as stopped. From any thread."""
@@ -157,7 +156,7 @@ class Session:
             except OverstoryError as error:
                 yield request, error
             else:
-                yield request, self.engine.prefill_progress(self.engine.sequences[lane].num_committed, len(prompt))
+                yield request, self.engine.prompt_progress(prompt, lane=lane)
 
     def _step_together(self, live: dict[int, "_Answer"]) -> Iterator[AnswerEvent]:
         """Run one pass for all answers, and end those that it completes."""
@@ -245,8 +244,7 @@ class Session:
             kept=form.tokens(has_tools=request.tools is not None),
             tail=prompt[-_TAIL_TOKENS:] if request.wants_parts else (),
         )
-        num_kept = engine.sequences[lane].num_kept(prompt)
-        expected = engine.prefill_progress(num_kept, len(prompt)).expected_seconds
+        expected = engine.prompt_progress(prompt, lane=lane).expected_seconds
         sequence = engine.begin(
             prompt,
             params,

@@ -231,6 +231,18 @@ class StreamedModel:
         self._is_cancelled.clear()
 
     @property
+    def row_bytes(self) -> tuple[int, ...] | None:
+        """Bytes that each layer keeps of a token; None if no pass has told."""
+        return self.cache.row_bytes(self._compute.dtype)
+
+    def restore(self, start: int, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
+        """Let a lane hold tokens that an earlier pass has computed, between two passes; see `TreeCache.put_rows`."""
+        if self._streamer is not None:
+            self._streamer.forget_rows(start)
+        self.cache.allocate(torch.empty(0, dtype=self._compute.dtype, device=self._compute.device))
+        self.cache.put_rows(start, num_tokens, content, lane=lane)
+
+    @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, padding included."""
         return int(self.parts.config.vocab_size)

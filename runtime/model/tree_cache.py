@@ -189,6 +189,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         self._widened = widened
         self._has_spare_slot = False
         self._blocks: list[torch.Tensor] = []  # each (layers of one width, slots, width)
+        self._rows: dict[int, torch.Tensor] = {}  # by layer, of those that stay on the device, (slots, width)
 
     @property
     def num_cached(self) -> int:
@@ -267,6 +268,50 @@ class TreeCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.counts[lane] = num_tokens
 
+    def row_bytes(self, dtype: torch.dtype) -> tuple[int, ...] | None:
+        """Return what each layer keeps of a token, in bytes, if its numbers are of this type; None if nobody knows."""
+        if self._shapes is None:
+            return None
+        rows = [None if self._travelling is None else self._travelling.of_layer(i) for i in range(len(self.layers))]
+        sizes = zip(rows, self._shapes, strict=True)
+        return tuple(shape.width * dtype.itemsize if own is None else own.shape[1] for own, shape in sizes)
+
+    @torch.inference_mode()
+    def take_rows(self, start: int, num_tokens: int, into: torch.Tensor, *, lane: int = 0) -> None:
+        """Copy what all layers hold of a lane's tokens to host memory, uint8 1-D, a layer behind the other."""
+        assert start + num_tokens <= self.num_cached_in(lane), "the lane holds so many"
+        begin = 0
+        for rows in self._rows_of(start, num_tokens, lane=lane):
+            into[begin : begin + rows.numel()].view(rows.shape).copy_(rows)
+            begin += rows.numel()
+
+    @torch.inference_mode()
+    def put_rows(self, start: int, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
+        """Let a lane hold these tokens behind its first `start`, as `take_rows` gave them, and none behind them."""
+        assert start <= self.num_cached_in(lane), "the lane holds what comes before"
+        begin = 0
+        for rows in self._rows_of(start, num_tokens, lane=lane):
+            rows.copy_(content[begin : begin + rows.numel()].view(rows.shape))
+            begin += rows.numel()
+        for layer in self.layers:
+            layer.counts[lane] = start + num_tokens
+
+    def allocate(self, like: torch.Tensor) -> None:
+        """Take the memory of layers of known shapes, like a tensor of their type and device, if no pass has yet."""
+        missing = (index for index, layer in enumerate(self.layers) if not layer.is_initialized)
+        if self._shapes is not None and (index := next(missing, None)) is not None:
+            self._allocate(index, like, self._shapes[index])
+
+    def _rows_of(self, start: int, num_tokens: int, *, lane: int) -> Iterator[torch.Tensor]:
+        """Yield every layer's rows of these tokens, uint8 (tokens, bytes), in its own memory."""
+        for index in range(len(self.layers)):
+            travelling = None if self._travelling is None else self._travelling.of_layer(index)
+            if travelling is not None:
+                yield travelling[start : start + num_tokens]
+            else:
+                first = lane * self.capacity + start
+                yield self._rows[index][first : first + num_tokens].view(torch.uint8)
+
     def lend(self, layer_index: int, rows: torch.Tensor, dtype: torch.dtype) -> None:
         """Let a travelling layer keep its keys and values in `rows`, uint8 (capacity, bytes), until others are lent."""
         assert self._shapes is not None
@@ -297,6 +342,7 @@ class TreeCache(Cache):  # type: ignore[misc]
             begin += _aligned(size)
             self._blocks.append(block)
             for rows, layer_index in zip(block, members, strict=True):
+                self._rows[layer_index] = rows
                 self.layers[layer_index].bind(rows, shapes[layer_index])
 
 

@@ -83,11 +83,20 @@ class PrefillPlanner:
 
         None where nothing is known. `draft_seconds` are those of the tree.
         """
+        passes = self.pass_seconds(num_left, costs)
+        return None if passes is None else passes + draft_seconds + (self.reading_seconds(num_left) or 0.0)
+
+    def reading_seconds(self, num_tokens: int) -> float | None:
+        """Return what a draft takes to read so many tokens along; None where it has read none yet."""
+        return num_tokens * statistics.median(self._read) if self._read else None
+
+    def pass_seconds(self, num_left: int, costs: RoundCosts | None) -> float | None:
+        """Return what the target's passes over `num_left` tokens will take; None where nothing is known."""
         known = self._known(costs)
         if known is None:
             return None
         token_seconds, stream_seconds = known
-        total = draft_seconds + (num_left * statistics.median(self._read) if self._read else 0.0)
+        total = 0.0
         while num_left:
             num_tokens = self.next_tokens(num_left, costs)
             total += max(stream_seconds, num_tokens * token_seconds)

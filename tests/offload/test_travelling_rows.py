@@ -72,11 +72,26 @@ class Text:
         self.streamer.rows.keep(start, places)
         self.tokens = self.tokens[:start] + [self.tokens[place] for place in places]
 
+    def restore(self, tokens: list[int], *, is_told: bool = True) -> None:
+        """Let other tokens stand behind the text, whose rows come from elsewhere."""
+        rows, start = self.streamer.rows, len(self.tokens)
+        assert rows is not None
+        if is_told:
+            self.streamer.forget_rows(start)
+        for layer in rows.layers:
+            in_host = rows.of_layer(layer)
+            assert in_host is not None
+            for place, token in enumerate(tokens, start=start):
+                in_host[place] = row_of(layer, token)
+        self.tokens += tokens
+
     def live(self, rng: random.Random, num_passes: int) -> None:
         """Passes of some tokens, after which a part of them is kept, or much is forgotten, or that fail somewhere."""
         for _ in range(num_passes):
             if rng.random() < 0.2 or len(self.tokens) > CAPACITY - 8:
                 del self.tokens[rng.randint(0, len(self.tokens)) :]
+            if rng.random() < 0.2 and len(self.tokens) < CAPACITY - 16:
+                self.restore([rng.randrange(1000) for _ in range(rng.randint(1, 8))])
             start = len(self.tokens)
             tokens = [rng.randrange(1000) for _ in range(rng.randint(1, 6))]
             fails_at = rng.randrange(self.streamer.num_layers) if rng.random() < 0.15 else None
@@ -180,6 +195,23 @@ def test_rows_on_a_host_are_those_of_the_text(is_emulated: bool) -> None:
         text = Text(ring, lambda kernel: kernel())
         text.live(random.Random(3), 60)
         assert text.num_seen > 100 and text.wrong == []
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_ring_that_is_not_told_of_other_rows_shows_those_before(is_told: bool) -> None:
+    """It has fetched them ahead."""
+    rows = TravellingRows({0: row_bytes(0), 1: row_bytes(1)}, capacity=CAPACITY)
+    with (
+        closing(HostCopyEngine(num_threads=1)) as engine,
+        LayerStreamer(layers_of([False, False], lambda slab: slab), engine, num_slots=2, rows=rows) as ring,
+    ):
+        text = Text(ring, lambda kernel: kernel())
+        text.run_pass([1, 2, 3, 4])
+        text.run_pass([5])
+        del text.tokens[1:]
+        text.restore([7, 8, 9, 10], is_told=is_told)
+        text.run_pass([6])
+        assert bool(text.wrong) != is_told
 
 
 def test_rows_that_do_not_come_back_fail_the_pass() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from runtime.config import MAX_GRAFTED_NODES, EngineConfig, parse_memory, parse_tree
+from runtime.config import MAX_GRAFTED_NODES, EngineConfig, parse_memory, parse_prefix_cache, parse_tree
 from runtime.errors import OptionError
 
 
@@ -107,3 +107,11 @@ def test_memory_is_read_as_people_write_it():
 def test_memory_that_is_none_names_the_option():
     with pytest.raises(OptionError, match=r"--device-memory: .*lots"):
         parse_memory("lots", "--device-memory")
+
+
+def test_a_prefix_cache_is_off_chosen_by_size_or_left_to_the_program():
+    assert [parse_prefix_cache(text) for text in ("off", "auto", "20GB", "0GB")] == [0, None, 20 * 10**9, 0]
+    assert EngineConfig().prefix_cache == "off"
+    for wrong in ("", "on", "-1GB", "min"):
+        with pytest.raises(OptionError, match=r"prefix_cache is .*; it must be auto, off, or a size as in 20GB"):
+            EngineConfig(prefix_cache=wrong)

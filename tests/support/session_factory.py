@@ -50,6 +50,7 @@ def open_tiny(
     draft: Path | str = "none",
     tree: str = "auto",
     num_residents: int | None = None,
+    state_folder: Path | None = None,
     **settings: object,
 ) -> Generator[OpenSession, None, None]:
     """A session on `target`; `num_residents` sets the budget so that exactly so many layers stay resident."""
@@ -69,7 +70,7 @@ def open_tiny(
         slab_bytes = max(layout.slab_bytes for layout in ModelFiles.open(target).layouts)
         budget = fixed_bytes + (int(options.get("ring_slots", 2)) + num_residents) * slab_bytes
     config = EngineConfig(target=str(target), device_memory_bytes=budget, **options)
-    with open_session(config) as opened:
+    with open_session(config, state_folder=state_folder) as opened:
         yield opened
 
 

@@ -54,6 +54,7 @@ ENGINE_CHOICES = {
     "--draft-format": "stored",
     "--lookup": "on",
     "--generation": "auto",
+    "--prefix-cache": "20GB",
 }
 
 
@@ -80,7 +81,7 @@ def test_how_many_prompts_share_a_pass_is_a_number_or_chosen():
 
 def test_without_draft_options_streaming_is_plain():
     assert made(PlainConfig) == EngineConfig(draft="none")
-    for hidden in ("--draft", "--tree", "--lookup", "--generation"):
+    for hidden in ("--draft", "--tree", "--lookup", "--generation", "--prefix-cache"):
         with pytest.raises(Exception, match="No such option"):
             made(PlainConfig, hidden, "none")
 
@@ -114,10 +115,18 @@ def test_commands_leave_the_draft_open() -> None:
 
 def test_answers_look_up_unless_they_are_told_not_to():
     assert made(AnsweringConfig).lookup == "on"
-    plain = made(AnsweringConfig, "--lookup", "off", "--generation", "plain", "--draft", "substitute")
-    assert plain == EngineConfig()
+    plain = ("--lookup", "off", "--generation", "plain", "--draft", "substitute", "--prefix-cache", "off")
+    assert made(AnsweringConfig, *plain) == EngineConfig()
     with pytest.raises(OptionError, match="lookup is 'maybe'; it must be one of on, off"):
         made(AnsweringConfig, "--lookup", "maybe")
+
+
+def test_texts_are_kept_for_the_next_start_by_commands_that_answer_and_not_by_those_that_measure():
+    assert made(AnsweringConfig).prefix_cache == made(BatchConfig).prefix_cache == "auto"
+    for kind in (ComparingConfig, DraftingConfig, PlainConfig):
+        assert made(kind).prefix_cache == "off"
+    with pytest.raises(OptionError, match="prefix_cache is 'much'; it must be auto, off, or a size as in 20GB"):
+        made(AnsweringConfig, "--prefix-cache", "much")
 
 
 def test_a_memory_budget_that_is_none_names_its_option():

@@ -337,6 +337,34 @@ def perplexity(
 
 @bench_app.command()
 @with_option_groups
+def prefix(
+    config: DraftingConfig,
+    *,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="What the prompt is made of, UTF-8.", show_default="one that comes with it, again and again"),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Of the prompt.", min=2)] = 8000,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 16,
+    quiet: Quiet = False,
+) -> None:
+    """Time to the first token of a conversation reopened after a restart, with the prefix cache and without.
+
+    Ends with one JSON line. Without --device-memory no layer stays resident. What is written goes to a temporary folder
+    (TMPDIR) and is read from the disk, not from memory.
+    """
+    path = packaged_prompts("perplexity.txt") if text is None else text
+    content = read_text(path, f"the text {path}")
+    config = _with_defaults(config, context_tokens=tokens + 2 * max_new_tokens + 64, device_memory_bytes=0)
+    console = progress_console(is_quiet=quiet)
+    config = locate_in_sight(config, console) if config.is_plain else settle_draft_in_sight(config, [], console)
+    from runtime.bench.prefix import run_prefix
+
+    _show(run_prefix(config, content, num_tokens=tokens, max_new_tokens=max_new_tokens), console)
+
+
+@bench_app.command()
+@with_option_groups
 def peers(
     config: ComparingConfig,
     *,

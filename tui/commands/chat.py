@@ -30,7 +30,9 @@ def _remembered(owner: type[EngineConfig] | type[SamplingParams]) -> dict[str, s
 @with_option_groups
 def chat(
     command_line: typer.Context,
-    config: Annotated[EngineConfig, Shown(defaults={"lookup": "on"}, unset=_remembered(EngineConfig))],
+    config: Annotated[
+        EngineConfig, Shown(defaults={"lookup": "on", "prefix_cache": "auto"}, unset=_remembered(EngineConfig))
+    ],
     params: Annotated[SamplingParams, Shown(unset=_remembered(SamplingParams))],
     turns: TurnOptions,
     *,

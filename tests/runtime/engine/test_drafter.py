@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from profiles.steps import finish
 from runtime.config import SamplingParams
@@ -195,3 +196,18 @@ def test_drafting_goes_on_behind_a_path_of_a_tree_in_context(drafter: Drafter, f
     assert len(TEXT) + len(path) - 2 <= drafter.num_committed <= len(TEXT) + len(path) - 1
     text = [*TEXT, *tree.token_ids[list(path[1:])].tolist(), 60]
     assert_children_are_the_rows_own(grown(drafter, text, GREEDY), folder, text)
+
+
+def test_what_the_draft_had_run_is_restored_and_followed_from_there(drafter: Drafter, folder: Path) -> None:
+    text = [*TEXT, 3, 9, 12]
+    drafter.follow(text, chunk_tokens=8, num_left=1)
+    num_held, row_bytes = drafter.num_committed, drafter.model.row_bytes
+    assert num_held == len(text) - 1 and row_bytes is not None
+    content = torch.empty(4 * sum(row_bytes), dtype=torch.uint8)
+    drafter.model.cache.take_rows(0, 4, content)
+    before = grown(drafter, text, GREEDY)
+    drafter.roll_back(0)
+    drafter.restore(0, 4, content)
+    assert drafter.num_committed == drafter.model.cache.num_cached == 4
+    after = grown(drafter, text, GREEDY)
+    assert after.token_ids.tolist() == before.token_ids.tolist()

@@ -174,3 +174,52 @@ def test_int8_rows_are_kept_as_they_were_made_and_widened_in_one_place() -> None
     assert cache.layers[0].keys.data_ptr() == cache.layers[1].keys.data_ptr() == widened.data_ptr()
     exact = random_states(shape, 3, seed=0)[0]
     assert not torch.equal(before[0][0], exact) and torch.allclose(before[0][0], exact, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_taken_come_back_bit_for_bit_in_another_cache_and_lane(dtype: torch.dtype) -> None:
+    cache = TreeCache(num_layers=4, capacity=8, num_lanes=2, shapes=MIXED)
+    other = TreeCache(num_layers=4, capacity=8, num_lanes=2, shapes=MIXED)
+    for index, shape in enumerate(MIXED):
+        cache.update(*(part.to(dtype) for part in random_states(shape, 6, seed=index)), index)
+    row_bytes = cache.row_bytes(dtype)
+    assert row_bytes == tuple(shape.width * dtype.itemsize for shape in MIXED)
+    content = torch.empty(3 * sum(row_bytes), dtype=torch.uint8)
+    other.allocate(torch.empty(0, dtype=dtype))
+    other.allocate(torch.empty(0, dtype=dtype))  # nothing is left to do
+    assert other.is_allocated
+    for start in (0, 3):
+        cache.take_rows(start, 3, content)
+        other.put_rows(start, 3, content, lane=1)
+        assert (other.num_cached_in(1), other.num_cached_in(0)) == (start + 3, 0)
+    for layer, copy, shape in zip(cache.layers, other.layers, MIXED, strict=True):
+        assert torch.equal(copy.keys[:, :, 8:14], layer.keys[:, :, :6])
+        assert torch.equal(copy.values[:, :, 8:14], layer.values[:, :, :6])
+        assert copy.keys.dtype == dtype and copy.keys.shape[1] == shape.keys[0]
+
+
+def test_putting_rows_forgets_what_was_behind_them() -> None:
+    cache = TreeCache(num_layers=1, capacity=8, shapes=[CacheShape((1, 1), (1, 1))])
+    cache.update(states(*range(6)), states(*range(6)), 0)
+    content = torch.empty(8, dtype=torch.uint8)
+    cache.take_rows(4, 1, content)
+    cache.put_rows(2, 1, content)
+    assert cached_keys(cache) == [0, 1, 4]
+
+
+def test_rows_that_travel_are_taken_from_host_memory() -> None:
+    shapes = [CacheShape((1, 2), (1, 2))] * 2
+    travelling = TravellingRows({1: 16}, capacity=4)
+    cache = TreeCache(num_layers=2, capacity=4, shapes=shapes, travelling=travelling)
+    assert cache.row_bytes(torch.float32) == (16, 16)
+    assert TreeCache(num_layers=2, capacity=4).row_bytes(torch.float32) is None
+    slot = torch.zeros(4, 16, dtype=torch.uint8)
+    cache.lend(1, slot, torch.float32)
+    content = torch.arange(32, dtype=torch.uint8)
+    cache.allocate(torch.empty(0))
+    cache.put_rows(0, 1, content)
+    rows = travelling.of_layer(1)
+    assert rows is not None and rows[0].tolist() == list(range(16, 32))
+    taken = torch.empty(32, dtype=torch.uint8)
+    cache.take_rows(0, 1, taken)
+    assert taken.tolist() == content.tolist()

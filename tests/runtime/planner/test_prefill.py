@@ -117,12 +117,15 @@ def test_a_short_pass_teaches_nothing() -> None:
 def test_what_a_prompt_will_take_is_known_once_anything_is() -> None:
     learning = planner()
     assert learning.expected_seconds(4096, None) is None
+    assert learning.pass_seconds(4096, None) is learning.reading_seconds(4096) is None
     known = costs(token_seconds=0.001, copy_seconds=0.25)
     assert learning.expected_seconds(4096, known, draft_seconds=0.5) == pytest.approx(4.096 + 0.5)
     assert learning.expected_seconds(100, known) == pytest.approx(0.25)
     learning.observe(4096, statistics(compute=2.048, link=5.0))
     learning.observe_reading(4096, 0.4096)
     assert learning.expected_seconds(4096, known) == pytest.approx(5.0 + 0.4096)
+    assert learning.pass_seconds(4096, known) == pytest.approx(5.0)
+    assert learning.reading_seconds(4096) == pytest.approx(0.4096)
 
 
 def test_where_nothing_streams_it_is_what_the_tokens_compute() -> None:

@@ -57,6 +57,12 @@ def test_the_round_benchmark_has_a_tree_of_its_own(measured, folder: Path) -> No
     assert (record["num_nodes"], record["num_levels"]) == (64, 10)
 
 
+def test_reopened_conversations_end_with_one_json_line(measured) -> None:
+    record = measured("prefix", "--draft", "none", "--tokens", "100", "--max-new-tokens", "2")
+    assert record["is_same_text"] and record["kept_bytes"] == 0  # no block of 256 tokens is whole
+    assert record["with"]["num_computed_tokens"] == record["num_prompt_tokens"]
+
+
 def test_choices_end_with_one_json_line(measured, folder: Path, prompts: str) -> None:
     options = ["--draft", str(folder), "--draft-format", "stored", "--max-new-tokens", "40", "--turns", "1"]
     record = measured("choice", prompts, *options, "--temperature", "0.7")

@@ -42,6 +42,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "lookup": {"default": "on", "group": MODELS},  # the model is loaded with room for it
     "generation": {"default": "auto", "group": MODELS},
     "context_tokens": {"unset": f"{DEFAULT_CONTEXT_TOKENS}, or what the model has if that is less"},
+    "prefix_cache": {"default": "auto", "group": _MEMORY},
     **{name: {"group": _MEMORY} for name in ("device", "device_memory_bytes", "kv_format", "host_memory_bytes")},
 }
 """What is different about options in a conversation."""
@@ -70,6 +71,7 @@ _SUGGESTIONS: Mapping[str, tuple[str, ...]] = {
     "device": ("auto", "cpu"),
     "device_memory": ("free", "min"),
     "host_memory": ("free", "min"),
+    "prefix_cache": ("auto", "off", "20GB"),
 }
 _OTHER_NAMES: Mapping[str, str] = {
     "system": "system_prompt",

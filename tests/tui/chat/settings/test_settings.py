@@ -40,6 +40,7 @@ CHOSEN = ChatSettings(
     device="cpu",
     device_memory="2GB",
     kv_format="int8",
+    prefix_cache="20GB",
     host_memory="min",
     theme="nord",
     show_panel=True,
@@ -52,7 +53,7 @@ def test_the_defaults_are_what_the_engine_takes():
     assert SamplingParams(**settings.fields_of(SamplingParams)) == SamplingParams(max_new_tokens=1024)
     assert "seed" not in settings.fields_of(SamplingParams)  # so that each answer may have its own
     assert EngineConfig(**settings.fields_of(EngineConfig)) == EngineConfig(
-        draft="auto", lookup="on", generation="auto"
+        draft="auto", lookup="on", generation="auto", prefix_cache="auto"
     )
 
 
@@ -78,6 +79,7 @@ def test_every_value_reaches_the_engine():
         device="cpu",
         device_memory_bytes=2 * 10**9,
         kv_format="int8",
+        prefix_cache="20GB",
         host_memory_bytes=0,
     )
 
@@ -98,6 +100,7 @@ def test_every_value_reaches_the_engine():
         ("draft", " ", "draft is empty; give a model folder, a GGUF file or a hub name"),
         ("draft_format", "int4", "draft_format is 'int4'; it must be one of auto, int8, nf4, stored"),
         ("kv_format", "int4", "kv_format is 'int4'; it must be one of exact, int8"),
+        ("prefix_cache", "x", "prefix_cache is 'x'; it must be auto, off, or a size as in 20GB"),
         ("lookup", True, "lookup is True; it must be a text"),
         ("tree", "64", "tree is '64'; it must be auto, static, dynamic, nodes x levels"),
         ("context_tokens", 1, "context_tokens is 1; it must be 2 or more"),
@@ -185,7 +188,7 @@ def test_names_order_and_groups_are_those_of_the_files_that_people_have():
     assert list(groups.items()) == [
         ("Answers", answers.split()),
         ("Models", models.split()),
-        ("Memory", ["device", "device_memory", "kv_format", "host_memory"]),
+        ("Memory", ["device", "device_memory", "kv_format", "prefix_cache", "host_memory"]),
         ("Looks", ["theme", "show_panel"]),
     ]
     assert list(ChatSettings()) == list(SETTINGS)
