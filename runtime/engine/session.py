@@ -6,9 +6,10 @@ an end token, a stop string, the token limit or the context's end, also in the m
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -61,6 +62,9 @@ class Session:
         self.generation = generation or GenerationConfig()
         self._tokenizer = tokenizer
         self._is_stopped = threading.Event()
+        self._ends_lock = threading.Lock()  # over the next two, and whether the models may run
+        self._live_ids: set[str] = set()
+        self._dropped_ids: set[str] = set()
         self._grammars: Grammars | None = None
 
     @property
@@ -92,7 +96,23 @@ class Session:
 
     def stop(self) -> None:
         """End the answer under way after the layer that computes now; it is `Finished` as stopped. From any thread."""
-        self._is_stopped.set()
+        with self._ends_lock:
+            self._is_stopped.set()
+            self._cancel()
+
+    def drop(self, request_id: str) -> None:
+        """End one of the answers that are given together; it is `Finished` as stopped. From any thread.
+
+        The last one of them ends after the layer that computes now, others with the pass, of which the rest lose
+        nothing. One that has not begun, or has ended, is left as it is.
+        """
+        with self._ends_lock:
+            if request_id in self._live_ids:
+                self._dropped_ids.add(request_id)
+                if not self._live_ids - self._dropped_ids:
+                    self._cancel()
+
+    def _cancel(self) -> None:
         for model in self._models:
             model.cancel()
 
@@ -131,23 +151,54 @@ class Session:
         One that ends is replaced at once, and `requests` are asked for only then. One that fails, also in a pass of its
         own, ends with its error instead. Closing early leaves the session ready.
         """
+        return self.answer_coming(partial(next, iter(requests), None))
+
+    def answer_coming(self, next_request: Callable[[], PromptRequest | None]) -> Generator[AnswerEvent, None, None]:
+        """Answer requests together as `generate_all` does, also those that come while others are being answered.
+
+        `next_request` is asked before each pass, as often as there are free lanes; None means that there is none now.
+        Their ids differ. Ends once no answer is under way and none is asked for.
+        """
         self._allow()
-        coming, live = iter(requests), dict[int, _Answer]()
+        live = dict[int, _Answer]()
         try:
             while True:
-                yield from self._fill(live, coming)
+                yield from self._fill(live, next_request)
                 if not live:
                     return
+                self._allow_pass()
                 yield from self._step_together(live)
         finally:
             for answer in live.values():
                 self._end(answer)
+                self._forget(answer)
 
-    def _fill(self, live: dict[int, "_Answer"], coming: Iterator[PromptRequest]) -> Iterator[AnswerEvent]:
+    def _allow_pass(self) -> None:
+        """Let the models run again where those whose pass was cancelled are not the only ones any more."""
+        with self._ends_lock:
+            if not self._is_stopped.is_set() and self._live_ids - self._dropped_ids:
+                for model in self._models:
+                    model.allow()
+
+    def _forget(self, answer: "_Answer") -> None:
+        with self._ends_lock:
+            self._live_ids.discard(answer.request.id)
+            self._dropped_ids.discard(answer.request.id)
+
+    def _is_dropped(self, answer: "_Answer") -> bool:
+        return answer.request.id in self._dropped_ids
+
+    def _is_cut(self, answers: Sequence["_Answer"]) -> bool:
+        """Return whether nobody waits for the end of these answers' pass."""
+        return self._is_stopped.is_set() or all(map(self._is_dropped, answers))
+
+    def _fill(
+        self, live: dict[int, "_Answer"], next_request: Callable[[], PromptRequest | None]
+    ) -> Iterator[AnswerEvent]:
         """Give every free lane a request, the one to each whose text begins most like it."""
         while not self._is_stopped.is_set():
             free = [sequence for sequence in self.engine.sequences if sequence.lane not in live]
-            if not free or (request := next(coming, None)) is None:
+            if not free or (request := next_request()) is None:
                 return
             try:
                 prompt = self._prompt_with_room(request)
@@ -156,17 +207,24 @@ class Session:
             except OverstoryError as error:
                 yield request, error
             else:
+                with self._ends_lock:
+                    self._live_ids.add(request.id)
                 yield request, self.engine.prompt_progress(prompt, lane=lane)
 
     def _step_together(self, live: dict[int, "_Answer"]) -> Iterator[AnswerEvent]:
-        """Run one pass for all answers, and end those that it completes."""
-        yield from self._step_or_halve(list(live.values()))
+        """Run one pass for all answers, and end those that it completes or that somebody dropped."""
+        if going := [answer for answer in live.values() if self._goes_on(answer)]:
+            yield from self._step_or_halve(going)
         for lane, answer in list(live.items()):
+            if answer.error is None and self._goes_on(answer):
+                continue
+            self._end(live.pop(lane))
+            if self._is_dropped(answer):
+                answer.finish_reason = answer.finish_reason or "stopped"
+            self._forget(answer)
             if answer.error is not None:
-                self._end(live.pop(lane))
                 yield answer.request, answer.error
-            elif not self._goes_on(answer):
-                self._end(live.pop(lane))
+            else:
                 try:
                     last_events: list[Event | OverstoryError] = [*answer.last_events()]
                 except OverstoryError as error:
@@ -193,7 +251,8 @@ class Session:
                 yield from self._step_or_halve(left)
 
     def _goes_on(self, answer: "_Answer") -> bool:
-        return answer.finish_reason is None and self.engine.has_room(answer.sequence)
+        is_open = answer.finish_reason is None and not self._is_dropped(answer)
+        return is_open and self.engine.has_room(answer.sequence)
 
     def _step(self, answers: Sequence["_Answer"]) -> Generator[tuple["_Answer", Event], None, None]:
         """Yield the events of one pass for these answers; where they are stopped, its end is not waited for.
@@ -209,10 +268,10 @@ class Session:
                     if isinstance(event, Round) and (released := self._add(answer, event, len(answers))):
                         for part in answer.parts_of(released):
                             yield answer, part
-                    if self._is_stopped.is_set():
+                    if self._is_cut(answers):
                         break
         except PassCancelledError:
-            if not self._is_stopped.is_set():
+            if not self._is_cut(answers):
                 raise
         if self._is_stopped.is_set():
             for answer in answers:

