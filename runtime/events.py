@@ -143,6 +143,15 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The tokens of a prompt were found to be so likely, each behind those before it."""
+
+    text: str
+    logprobs: tuple[TokenLogprobs, ...]
+    """One of each token; the first one, which stands behind nothing, has NaN."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReasoningDelta:
     """More of what the answer thinks before it says something, of a request that wants parts."""
 

@@ -1,6 +1,6 @@
-"""Answers to OpenAI's /v1/chat/completions and /v1/completions, as bodies.
+"""Answers to OpenAI's /v1/chat/completions and /v1/completions, whole or in pieces as they come.
 
-Source: OpenAI's API reference, the chat completion object and the (legacy) completion object.
+Source: OpenAI's API reference, the chat completion object and its chunks, and the (legacy) completion object.
 """
 
 import time
@@ -10,42 +10,104 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.api.questions import CHAT, Question
-from runtime.events import Finished, GenerationStatistics, TokenLogprobs
+from runtime.events import Finished, GenerationStatistics, PromptScored, TokenLogprobs
 from runtime.prompts.token_records import completion_logprobs, content_logprobs
 
 _FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "stopped": "stop"}
 
 
-def answer_body(question: Question, answers: Sequence[Finished]) -> dict[str, Any]:
-    """Return the body that answers a question; `answers` are those to its requests, in their order."""
-    is_chat = question.url == CHAT
-    costs = GenerationStatistics.total(answer.statistics for answer in answers)
-    once = replace(costs, prompt_tokens=answers[0].statistics.prompt_tokens)  # however many choices it has
+def answer_body(
+    question: Question, answers: Sequence[Finished], prompts: Sequence[PromptScored | None] = ()
+) -> dict[str, Any]:
+    """Return the body that answers a question; `answers` are those to its requests, in their order.
+
+    `prompts`: of each request, where they are echoed.
+    """
     return {
-        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
-        "object": "chat.completion" if is_chat else "text_completion",
-        "created": int(time.time()),
-        "model": question.model,
-        "choices": list(_choices(question, answers)),
-        "usage": once.usage,
+        **_head(question),
+        "object": "chat.completion" if question.url == CHAT else "text_completion",
+        "choices": list(_choices(question, answers, prompts or [None] * len(answers))),
+        "usage": usage(question, answers),
     }
 
 
-def _choices(question: Question, answers: Sequence[Finished]) -> Iterator[dict[str, Any]]:
-    for index, answer in enumerate(answers):
+def usage(question: Question, answers: Sequence[Finished]) -> dict[str, int]:
+    """Return the tokens that all answers took, those of each prompt once however many choices it has."""
+    costs = GenerationStatistics.total(answer.statistics for answer in answers)
+    num_prompt_tokens = sum(answer.statistics.prompt_tokens for answer in answers[:: question.num_choices])
+    return replace(costs, prompt_tokens=num_prompt_tokens).usage
+
+
+def _head(question: Question) -> dict[str, Any]:
+    answer_id = f"{'chatcmpl' if question.url == CHAT else 'cmpl'}-{uuid.uuid4().hex}"
+    return {"id": answer_id, "object": "", "created": int(time.time()), "model": question.model}
+
+
+def _choices(
+    question: Question, answers: Sequence[Finished], prompts: Sequence[PromptScored | None]
+) -> Iterator[dict[str, Any]]:
+    for index, (answer, prompt) in enumerate(zip(answers, prompts, strict=True)):
         if question.url == CHAT:
             content: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
         else:
-            content = {"text": answer.text}
+            content = {"text": answer.text if prompt is None else prompt.text + answer.text}
         yield {
             "index": index,
             **content,
-            "logprobs": None if answer.logprobs is None else _logprobs(question, answer.logprobs),
+            "logprobs": _logprobs(question, index, answer.logprobs, prompt),
             "finish_reason": _FINISH_REASONS[answer.finish_reason],
         }
 
 
-def _logprobs(question: Question, logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
+def _logprobs(
+    question: Question, index: int, logprobs: Sequence[TokenLogprobs] | None, prompt: PromptScored | None
+) -> dict[str, Any] | None:
+    if logprobs is None:
+        return None
     if question.url == CHAT:
         return {"content": content_logprobs(logprobs), "refusal": None}
-    return completion_logprobs(logprobs, num_before=len(question.requests[0].prompt or ""))
+    if prompt is not None:
+        return completion_logprobs([*prompt.logprobs, *logprobs], num_before=0)
+    return completion_logprobs(logprobs, num_before=len(question.requests[index].prompt or ""))
+
+
+class AnswerPieces:
+    """The bodies of one streamed answer, each a piece of one of its choices."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._is_chat = question.url == CHAT
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        self._head = {**_head(question), "object": kind}
+
+    def begin(self, index: int, prompt: PromptScored | None = None) -> dict[str, Any] | None:
+        """Return what comes before the text of a choice; None where nothing does."""
+        if self._is_chat:
+            return self.piece(index, {"role": "assistant", "content": "", "refusal": None})
+        return None if prompt is None else self.piece(index, {"content": prompt.text})
+
+    def more(self, index: int, text: str) -> dict[str, Any]:
+        """Return more text of a choice."""
+        return self.piece(index, {"content": text})
+
+    def end(self, index: int, answer: Finished, prompt: PromptScored | None = None) -> dict[str, Any]:
+        """Return the end of a choice, with the log-probabilities of all its tokens."""
+        logprobs = _logprobs(self._question, index, answer.logprobs, prompt)
+        return self.piece(index, {}, finish_reason=_FINISH_REASONS[answer.finish_reason], logprobs=logprobs)
+
+    def piece(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return a body that adds `delta` to the message of a choice."""
+        said: dict[str, Any] = {"delta": delta} if self._is_chat else {"text": delta.get("content", "")}
+        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice], **({"usage": None} if self._question.has_usage else {})}
+
+    def usage(self, answers: Sequence[Finished]) -> dict[str, Any]:
+        """Return the last body, that of a stream whose usage is wanted."""
+        return {**self._head, "choices": [], "usage": usage(self._question, answers)}

@@ -5,7 +5,7 @@ nothing is passed over. One that says nothing of temperature is sampled as the A
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,14 +23,32 @@ from runtime.prompts.prompt_file import (
 from runtime.tokenizer.json_schema import ANY_OBJECT, grammar_of, json_library
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-MAX_CHOICES = 128
+MAX_CHOICES, MAX_PROMPTS = 128, 1024
 _SAMPLING_KEYS = ("temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty")
-_SHARED_KEYS = ("model", *_SAMPLING_KEYS, "max_tokens", "n", "logprobs", "stream")
+_SHARED_KEYS = ("model", *_SAMPLING_KEYS, "logit_bias", "max_tokens", "n", "logprobs", "stream")
 BODY_KEYS: Mapping[str, tuple[str, ...]] = {
     CHAT: ("messages", *_SHARED_KEYS, "max_completion_tokens", "top_logprobs", "response_format"),
     COMPLETIONS: ("prompt", *_SHARED_KEYS),
 }
 """What a body may say, by path of the endpoint."""
+_OWN_SAMPLING_KEYS = ("top_k", "min_p", "repetition_penalty")
+"""Not OpenAI's, but sent by many clients of other servers."""
+_NOTES = (
+    "user",
+    "store",
+    "metadata",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+)
+"""What clients say that has no meaning here and changes no text."""
+_LIVE_KEYS: Mapping[str, tuple[str, ...]] = {
+    CHAT: ("stream_options", *_OWN_SAMPLING_KEYS, *_NOTES),
+    COMPLETIONS: ("echo", "best_of", "stream_options", *_OWN_SAMPLING_KEYS, *_NOTES),
+}
+"""What one may say besides that comes over a connection."""
+_MOST_BIAS = 100.0
 _MOST_LOGPROBS: Mapping[str, int] = {CHAT: MOST_TOP_LOGPROBS, COMPLETIONS: 5}
 _SCHEMA_KEYS = ("name", "description", "schema", "strict")
 _OPENAI_TEMPERATURE = 1.0
@@ -44,41 +62,80 @@ class Question:
     """Path of the endpoint, one of BODY_KEYS."""
     model: str
     num_choices: int
+    """Of each prompt."""
     requests: tuple[PromptRequest, ...]
-    """One for each choice; until `with_all_choices` the first alone."""
+    """One for each choice of each prompt, those of a prompt together; until `with_all_choices` the first of each."""
+    is_streamed: bool = False
+    has_usage: bool = False
+    """Whether a stream ends with the tokens that it took."""
+    is_echoed: bool = False
+    """Whether each prompt stands before its answer, in text and log-probabilities."""
+    is_answered: bool = True
+    """Whether anything is to be written behind the prompts; else only they are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveTerms:
+    """What holds for bodies that come over a connection."""
+
+    model: str
+    """The model that answers, whatever a body calls it."""
+    max_tokens: int
+    """Where nobody chose a limit."""
 
 
 def parse_question(
-    body: Mapping[str, Any], url: str, common: LineDefaults, *, request_id: str, usual_seed: int, line_number: int = 1
+    body: Mapping[str, Any],
+    url: str,
+    common: LineDefaults,
+    *,
+    request_id: str,
+    usual_seed: int,
+    line_number: int = 1,
+    live: LiveTerms | None = None,
 ) -> Question:
     """Return what a body asks; `common` holds where it says nothing, and `usual_seed` where nobody chose one.
 
-    Raises PromptFileError or OptionError.
+    `live`: of one that came over a connection; None: it stands in a file. Raises PromptFileError or OptionError.
     """
-    body = _known_keys(body, url)
-    request = PromptRequest(
-        id=request_id,
-        messages=_messages(body, common) if url == CHAT else None,
-        prompt=_prompt(body) if url == COMPLETIONS else None,
-        top_logprobs=_top_logprobs(body, url),
-        response_schema=_response_schema(body),
-        line_number=line_number,
-        **_choices_of_text(body, usual_seed, common),
-    )
-    if request.response_schema is not None:
+    body = _known_keys(body, url, (*BODY_KEYS[url], *(() if live is None else _LIVE_KEYS[url])))
+    is_echoed = _switch(body, "echo")
+    usual = {"seed": usual_seed} if live is None else {"seed": usual_seed, "max_new_tokens": live.max_tokens}
+    least = 0 if is_echoed else 1
+    shared: dict[str, Any] = {
+        "top_logprobs": _top_logprobs(body, url),
+        "response_schema": _response_schema(body),
+        "logit_bias": _logit_bias(body),
+        "line_number": line_number,
+        **_choices_of_text(body, usual, common, least_tokens=least),
+    }
+    if url == CHAT:
+        prompts: list[dict[str, Any]] = [{"messages": _messages(body, common)}]
+    else:
+        prompts = _prompts(body)
+    ids = [request_id] if len(prompts) == 1 else [f"{request_id} ({index})" for index in range(len(prompts))]
+    if shared["response_schema"] is not None:
         json_library()
-        grammar_of(request.response_schema)
+        grammar_of(shared["response_schema"])
+    num_choices = whole_number(body.get("n", 1), "n", least=1, most=MAX_CHOICES)
+    if body.get("best_of", num_choices) != num_choices:
+        raise PromptFileError(
+            f"best_of is {describe(body['best_of'])}; it must be as n, {num_choices}: none is rejected"
+        )
     return Question(
         url=url,
-        model=text_value(body.get("model"), "model"),
-        num_choices=whole_number(body.get("n", 1), "n", least=1, most=MAX_CHOICES),
-        requests=(request,),
+        model=text_value(body.get("model"), "model") if live is None else live.model,
+        num_choices=num_choices,
+        requests=tuple(PromptRequest(id=each, **prompt, **shared) for each, prompt in zip(ids, prompts, strict=True)),
+        is_streamed=_switch(body, "stream"),
+        has_usage=_has_usage(body),
+        is_echoed=is_echoed,
+        is_answered=body.get("max_tokens") != 0,
     )
 
 
-def _known_keys(body: Mapping[str, Any], url: str) -> dict[str, Any]:
+def _known_keys(body: Mapping[str, Any], url: str, known: Sequence[str]) -> dict[str, Any]:
     """Return what the body says; null is as if it were not there."""
-    known = BODY_KEYS[url]
     for key in body:
         if key not in known:
             raise PromptFileError(
@@ -86,6 +143,34 @@ def _known_keys(body: Mapping[str, Any], url: str) -> dict[str, Any]:
                 f"{', '.join(known)})"
             )
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _switch(body: Mapping[str, Any], key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise PromptFileError(f"{key} is {describe(value)}; it must be true or false")
+    return value
+
+
+def _has_usage(body: Mapping[str, Any]) -> bool:
+    options = body.get("stream_options", {})
+    if not isinstance(options, dict) or not options.keys() <= {"include_usage", "include_obfuscation"}:
+        raise PromptFileError(f"stream_options is {describe(options)}; it must be an object with include_usage")
+    return _switch(options, "include_usage")
+
+
+def _logit_bias(body: Mapping[str, Any]) -> tuple[tuple[int, float], ...]:
+    """Return what is added to the logit of each token that the body names."""
+    found = body.get("logit_bias", {})
+    if not isinstance(found, dict):
+        raise PromptFileError(f"logit_bias is {describe(found)}; it must be an object of token ids and numbers")
+    for key, value in found.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not key.isascii() or not key.isdigit() or len(key) > 9:
+            raise PromptFileError(f"logit_bias has the key {describe(key)}; its keys are token ids")
+        if not is_number or not -_MOST_BIAS <= value <= _MOST_BIAS:
+            raise PromptFileError(f"logit_bias of token {key} is {describe(value)}; it must be from -100 to 100")
+    return tuple((int(key), float(value)) for key, value in found.items())
 
 
 def _messages(body: Mapping[str, Any], common: LineDefaults) -> tuple[Message, ...]:
@@ -113,30 +198,45 @@ def _is_text_part(part: object) -> bool:
     return is_text and isinstance(part["text"], str)  # type: ignore[index]
 
 
-def _prompt(body: Mapping[str, Any]) -> str:
+def _prompts(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each prompt, a text or a list of token ids, as a part of a request."""
     value = body.get("prompt")
+    is_many = isinstance(value, list) and bool(value) and all(isinstance(each, str | list) for each in value)
+    many: list[Any] = value if is_many else [value]  # type: ignore[assignment]
+    if len(many) > MAX_PROMPTS:
+        raise PromptFileError(f"prompt holds {len(many)} prompts; it may hold {MAX_PROMPTS}, so send several requests")
+    return [_prompt(each) for each in many]
+
+
+def _prompt(value: object) -> dict[str, Any]:
     if isinstance(value, list):
-        if len(value) != 1 or not isinstance(value[0], str):
-            raise PromptFileError("prompt is a list; it must hold one text, so write a line for each prompt")
-        (value,) = value
+        if not value:
+            raise PromptFileError("prompt is a list without tokens; give at least one")
+        return {"token_ids": tuple(whole_number(each, "a token of prompt", least=0, most=2**31) for each in value)}
     prompt = text_value(value, "prompt")
     if not prompt.strip():
         raise PromptFileError("prompt is empty; write something to write on from")
-    return prompt
+    return {"prompt": prompt}
 
 
-def _choices_of_text(body: Mapping[str, Any], usual_seed: int, common: LineDefaults) -> dict[str, Any]:
+def _choices_of_text(
+    body: Mapping[str, Any], usual: Mapping[str, Any], common: LineDefaults, *, least_tokens: int
+) -> dict[str, Any]:
     """Return `params` and `unchosen` of a request."""
     kinds = options_of(SamplingParams)
-    chosen = {key: option_value(kinds[key].kind, body[key], key) for key in _SAMPLING_KEYS if key in body}
+    chosen = {
+        key: option_value(kinds[key].kind, body[key], key)
+        for key in (*_SAMPLING_KEYS, *_OWN_SAMPLING_KEYS)
+        if key in body
+    }
     lengths = [key for key in ("max_tokens", "max_completion_tokens") if key in body]
     if len(lengths) > 1:
         raise PromptFileError("max_tokens stands beside max_completion_tokens; keep one")
     for key in lengths:
-        chosen["max_new_tokens"] = whole_number(body[key], key, least=1)
-    usual = {"temperature": _OPENAI_TEMPERATURE, "seed": usual_seed}
-    usual = {key: value for key, value in usual.items() if key in common.unchosen}
-    params = replace(common.params, **{**usual, **chosen})
+        chosen["max_new_tokens"] = max(1, whole_number(body[key], key, least=least_tokens))
+    taken = {"temperature": _OPENAI_TEMPERATURE, **usual}
+    taken = {key: value for key, value in taken.items() if key in common.unchosen}
+    params = replace(common.params, **{**taken, **chosen})
     return {"params": params, "unchosen": common.unchosen.difference(chosen)}
 
 
@@ -188,13 +288,13 @@ def with_all_choices(question: Question, taken: set[str]) -> Question:
     """
     if question.num_choices == 1:
         return question
-    (first,) = question.requests
     requests = []
-    for index in range(question.num_choices):
-        choice_id = f"{first.id} [{index}]"
-        while choice_id in taken:
-            choice_id += "'"
-        taken.add(choice_id)
-        params = replace(first.params, seed=first.params.seed + index)
-        requests.append(replace(first, id=choice_id, params=params))
+    for first in question.requests:
+        for index in range(question.num_choices):
+            choice_id = f"{first.id} [{index}]"
+            while choice_id in taken:
+                choice_id += "'"
+            taken.add(choice_id)
+            params = replace(first.params, seed=first.params.seed + index)
+            requests.append(replace(first, id=choice_id, params=params))
     return replace(question, requests=tuple(requests))

@@ -28,6 +28,7 @@ from runtime.planner.prefill import PrefillPlanner
 from runtime.planner.tree_choice import TreeShape
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.grammar import AnswerGrammar
+from runtime.speculation.logit_bias import BiasedRows
 from runtime.speculation.logit_processors import LogitProcessor, TextRules
 from runtime.speculation.lookup import GraftedTree, forced_branches, graft, lookup_branches
 from runtime.speculation.schemes import AdjustedRows, scheme_for
@@ -165,10 +166,11 @@ class Engine:
         top_logprobs: int | None = None,
         grammar: AnswerGrammar | None = None,
         thinking: ThinkingRules | None = None,
+        logit_bias: Sequence[tuple[int, float]] = (),
     ) -> TokenSequence:
         """Make `prompt` the text of a lane, which no other answer uses, to be decoded by the next steps.
 
-        What the lane's caches hold of it is kept. `top_logprobs`: see `PromptRequest`; `grammar` holds
+        What the lane's caches hold of it is kept. `top_logprobs` and `logit_bias`: see `PromptRequest`; `grammar` holds
         the answer to its schema, `thinking` what it thinks before. Raises OptionError as `generate` does.
         """
         processor = LogitProcessor(
@@ -185,7 +187,9 @@ class Engine:
         if self.prefixes is not None:
             self.prefixes.begin(sequence)
         scheme = scheme_for(params)
-        if not processor.is_idle:
+        if logit_bias:
+            scheme = AdjustedRows(scheme, BiasedRows(processor, logit_bias, vocab_size=self.target.vocab_size))
+        elif not processor.is_idle:
             scheme = AdjustedRows(scheme, processor)
         planner = self._planner_for(params, num_text_tokens=len(prompt))
         sequence.choosing = Choosing(params, rng, processor, scheme, planner, top_logprobs)

@@ -313,6 +313,7 @@ class Session:
             top_logprobs=request.top_logprobs,
             grammar=grammar,
             thinking=self._thinking_rules(request, prompt, params),
+            logit_bias=request.logit_bias,
         )
         return _Answer(
             request,

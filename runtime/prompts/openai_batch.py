@@ -99,6 +99,9 @@ def _question(fields: Mapping[str, Any], custom_id: str, line_number: int, commo
     stream = body.get("stream")
     if stream is not None and stream is not False:
         raise PromptFileError(f"stream is {describe(stream)}; a batch is answered whole, so leave it out")
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and (len(prompt) != 1 or not isinstance(prompt[0], str)):
+        raise PromptFileError("prompt is a list; it must hold one text, so write a line for each prompt")
     usual_seed = zlib.crc32(custom_id.encode())
     return parse_question(body, url, common, request_id=custom_id, usual_seed=usual_seed, line_number=line_number)
 

@@ -79,6 +79,8 @@ class PromptRequest:
     lists nothing."""
     response_schema: str | None = None
     """JSON schema that the answer is held to, as text; None leaves it free."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, and what is added to the logit of each before anything else."""
     is_continued: bool = False
     """Whether the answer writes on where the last message, the assistant's, ends."""
     tools: str | None = None

@@ -5,6 +5,7 @@ nothing of the second one's offsets and of its parts of characters: these are as
 """
 
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,14 +36,19 @@ def completion_logprobs(logprobs: Sequence[TokenLogprobs], *, num_before: int) -
 
     `top_logprobs` has the likeliest tokens of each place by their texts, and the chosen one too, so that it may be one
     more. An offset is that of the character in which a token begins, counted from the prompt's first: `num_before` are
-    the prompt's. A token with parts of characters has the text `bytes:\\xf0`.
+    the prompt's. A token with parts of characters has the text `bytes:\\xf0`, and one that stands behind nothing null
+    for its log-probabilities.
     """
     return {
         "tokens": [_completion_text(each.chosen) for each in logprobs],
-        "token_logprobs": [_number(each.chosen) for each in logprobs],
-        "top_logprobs": [_by_text([*each.likeliest, each.chosen]) for each in logprobs],
+        "token_logprobs": [None if _is_first(each) else _number(each.chosen) for each in logprobs],
+        "top_logprobs": [None if _is_first(each) else _by_text([*each.likeliest, each.chosen]) for each in logprobs],
         "text_offset": list(_offsets(logprobs, num_before)),
     }
+
+
+def _is_first(each: TokenLogprobs) -> bool:
+    return math.isnan(each.chosen.logprob)
 
 
 def _by_text(tokens: Sequence[TokenLogprob]) -> dict[str, float]:

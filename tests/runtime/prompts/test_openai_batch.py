@@ -249,7 +249,7 @@ REFUSED_LINES = [
     (chat_line("b", response_format={"type": ["text"]}), "it must be an object of type text"),
 ]
 
-OTHER_BODY_KEYS = ("tools", "tool_choice", "logit_bias", "user", "store", "metadata", "top_k", "min_p", "echo")
+OTHER_BODY_KEYS = ("tools", "tool_choice", "user", "store", "metadata", "top_k", "min_p", "echo")
 OTHER_BODY_KEYS += ("best_of", "suffix", "stream_options", "modalities", "service_tier", "max_new_tokens", "system")
 
 
