@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from runtime.config import ANSWERS, EngineConfig, Option, options_of
+from runtime.config import ANSWERS, DEFAULT_CONTEXT_TOKENS, EngineConfig, Option, options_of
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -33,6 +33,11 @@ AnsweringConfig = Annotated[EngineConfig, Shown(hidden=("num_texts",), defaults=
 """Of commands that answer prompts."""
 BatchConfig = Annotated[EngineConfig, Shown(defaults={**_ANSWERING, "num_texts": None})]
 """Of those that answer many together."""
+ServingConfig = Annotated[
+    EngineConfig,
+    Shown(defaults={**_ANSWERING, "num_texts": None}, unset={"context_tokens": str(DEFAULT_CONTEXT_TOKENS)}),
+]
+"""Of a server, which does not know what will be asked."""
 ComparingConfig = Annotated[
     EngineConfig, Shown(hidden=("num_texts", "prefix_cache"), defaults={"draft": "auto", "lookup": "on"})
 ]

@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from offload.units import format_bytes
-from profiles.steps import finish
+from profiles.steps import finish, relabel
 from runtime.config import EngineConfig
 from runtime.events import Event, GenerationStatistics, LoadProgress, PrefillProgress, Round
 from runtime.prompts.headless import HeadlessEvent, PromptEvent, PromptResult, PromptStarted
@@ -174,6 +174,13 @@ def show_load(
     loading: Generator[str | LoadProgress, None, _Returned], console: Console, *, doing: str = "loading"
 ) -> _Returned:
     """Run a load to its end, its sentences above a bar of bytes, rate and time left; return what it returns."""
+    return finish(load_in_sight(loading, console, doing=doing))
+
+
+def load_in_sight(
+    loading: Generator[str | LoadProgress, None, _Returned], console: Console, *, doing: str = "loading"
+) -> Generator[str | LoadProgress, None, _Returned]:
+    """Show the steps of a load as `show_load` does, and yield them."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -185,7 +192,7 @@ def show_load(
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("", total=None, visible=False)
 
-        def show(step: str | LoadProgress) -> None:
+        def show(step: str | LoadProgress) -> str | LoadProgress:
             if isinstance(step, str):
                 bar.update(task, visible=False)
                 console.print(one_line(step), markup=False)
@@ -193,8 +200,9 @@ def show_load(
                 what = step.what if step.what.startswith("downloading ") else f"{doing} {step.what}"
                 done, total = step.num_done_bytes, step.num_bytes
                 bar.update(task, description=what, completed=done, total=total, visible=True)
+            return step
 
-        return finish(loading, show)
+        return (yield from relabel(loading, show))
 
 
 class _WordsAndLoad(ProgressColumn):

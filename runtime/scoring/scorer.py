@@ -19,6 +19,7 @@ from runtime.engine.engine import Engine
 from runtime.engine.session import check_tokens
 from runtime.engine.token_sequence import LEAST_SHARED
 from runtime.errors import OptionError
+from runtime.events import TokenLogprob, TokenLogprobs
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.streamed_model import PassInput
 from runtime.model.upload import upload
@@ -65,6 +66,8 @@ class ScoringPass:
     """That it computed."""
     num_left: int
     """Tokens that are left to compute, about: lanes may compute the beginning of a text once each."""
+    predictions: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
+    """Of the same pairs, one of each scored token, where they are wanted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +109,8 @@ class _Piece:
     """(M,) the tokens whose probabilities are wanted there."""
     indices: _Ids
     """(M,) the pairs that they belong to."""
+    places: _Ids
+    """(M,) where the targets stand in these."""
 
 
 class Scorer:
@@ -153,28 +158,30 @@ class Scorer:
         )
         return context_ids, continuation_ids
 
-    def score(self, pairs: Sequence[TokenPair]) -> Iterator[ScoringPass]:
+    def score(self, pairs: Sequence[TokenPair], *, num_likeliest: int | None = None) -> Iterator[ScoringPass]:
         """Score all pairs, in an order of its own; yield after every pass.
 
-        The iterator may be closed at any time. Raises what a failed or cancelled copy raises.
+        With `num_likeliest` each token's own prediction is given too, with so many likeliest tokens. The iterator may
+        be closed at any time. Raises what a failed or cancelled copy raises.
         """
         engine = self._engine
         engine.target.allow()  # whoever cancelled answers did not mean this
         queue, num_left = _plan(pairs)
-        tally = _Tally(pairs)
+        tally = _Tally(pairs, keeps_predictions=num_likeliest is not None)
         lanes = [_Lane(engine, lane) for lane in range(engine.target.cache.num_lanes)]
         try:
             while pieces := self._fill(lanes, queue, pairs, num_left=num_left):
                 num_tokens = sum(piece.inputs.num_tokens for piece in pieces)
                 with explained_shortage("a pass over the model"):
                     for piece, hidden in zip(pieces, self._run(pieces), strict=True):
-                        tally.add(piece.indices, *self._read(hidden, piece))
+                        tally.add(piece, *self._read(hidden, piece, num_likeliest or 0))
                 for lane in lanes:
                     lane.keep_path()
                 engine.prefill.observe(num_tokens, engine.target.last_pass)
                 engine.bytes_streamed += engine.target.last_pass.link_bytes
                 num_left = max(0, num_left - num_tokens)
-                yield ScoringPass(tally.take_completed(), num_tokens, num_left)
+                scores = tally.take_completed()
+                yield ScoringPass(scores, num_tokens, num_left, tally.take_predictions(scores))
         finally:
             for lane in lanes:
                 lane.clear()
@@ -200,12 +207,19 @@ class Scorer:
         num_wanted = [piece.num_wanted for piece in pieces]
         return self._engine.target.run_batch([piece.inputs for piece in pieces], num_wanted=num_wanted, is_prefill=True)
 
-    def _read(self, hidden: torch.Tensor, piece: _Piece) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Return log P(target) of each prediction (M,), and whether the target is the likeliest token."""
+    def _read(
+        self, hidden: torch.Tensor, piece: _Piece, num_likeliest: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float32], _Ids]:
+        """Return log P(target) of each prediction (M,), and whether the target is the likeliest token.
+
+        And of the `num_likeliest` K tokens log P and ids, (M, K) each.
+        """
         target = self._engine.target
         rows, places = np.unique(piece.rows, return_inverse=True)
         log_probs = np.empty(len(places), dtype=np.float32)
         is_likeliest = np.empty(len(places), dtype=np.bool_)
+        top_log_probs = np.empty((len(places), num_likeliest), dtype=np.float32)
+        top_ids = np.empty((len(places), num_likeliest), dtype=np.int64)
         for start in range(0, len(rows), WALK_ROWS):
             chosen = np.flatnonzero((start <= places) & (places < start + WALK_ROWS))
             index, row, token = upload(
@@ -213,22 +227,44 @@ class Scorer:
             )
             logits = target.logits(hidden.index_select(0, index))  # (R, V)
             is_likeliest[chosen] = (logits.argmax(dim=-1)[row] == token).numpy(force=True)
-            log_probs[chosen] = torch.log_softmax(logits, dim=-1)[row, token].numpy(force=True)
-        return log_probs, is_likeliest
+            log_softmax = torch.log_softmax(logits, dim=-1)
+            log_probs[chosen] = log_softmax[row, token].numpy(force=True)
+            if num_likeliest:
+                top = log_softmax.topk(num_likeliest, dim=-1)
+                top_log_probs[chosen] = top.values[row].numpy(force=True)
+                top_ids[chosen] = top.indices[row].numpy(force=True)
+        return log_probs, is_likeliest, top_log_probs, top_ids
 
 
 class _Tally:
     """Adds up what passes say of each pair."""
 
-    def __init__(self, pairs: Sequence[TokenPair]) -> None:
+    def __init__(self, pairs: Sequence[TokenPair], *, keeps_predictions: bool) -> None:
         self._pairs = pairs
+        self._keeps_predictions = keeps_predictions
+        self._predictions: dict[int, dict[int, TokenLogprobs]] = {}
         self._missing = [pair.num_scored for pair in pairs]
         self._sums = [0.0] * len(pairs)
         self._is_greedy = [True] * len(pairs)
         self._completed: list[int] = []
 
-    def add(self, indices: _Ids, log_probs: npt.NDArray[np.float32], is_likeliest: npt.NDArray[np.bool_]) -> None:
+    def add(
+        self,
+        piece: _Piece,
+        log_probs: npt.NDArray[np.float32],
+        is_likeliest: npt.NDArray[np.bool_],
+        top_log_probs: npt.NDArray[np.float32],
+        top_ids: _Ids,
+    ) -> None:
         """Take one prediction of a pair for each entry."""
+        indices = piece.indices
+        if self._keeps_predictions:
+            for number, (index, place) in enumerate(zip(indices.tolist(), piece.places.tolist(), strict=True)):
+                likeliest = zip(top_ids[number].tolist(), top_log_probs[number].tolist(), strict=True)
+                self._predictions.setdefault(index, {})[place] = TokenLogprobs(
+                    TokenLogprob(int(piece.targets[number]), float(log_probs[number])),
+                    tuple(TokenLogprob(token_id, log_prob) for token_id, log_prob in likeliest),
+                )
         for index, log_prob, is_greedy in zip(indices.tolist(), log_probs.tolist(), is_likeliest.tolist(), strict=True):
             self._sums[index] += log_prob
             self._is_greedy[index] &= is_greedy
@@ -240,6 +276,11 @@ class _Tally:
         """Return the scores that were completed since the last time."""
         completed, self._completed = self._completed, []
         return {index: self._score(index) for index in completed}
+
+    def take_predictions(self, indices: Iterable[int]) -> dict[int, tuple[TokenLogprobs, ...]]:
+        """Return the predictions of pairs that were completed, in the order of their tokens."""
+        found = {index: self._predictions.pop(index, {}) for index in indices if self._keeps_predictions}
+        return {index: tuple(each[place] for place in sorted(each)) for index, each in found.items()}
 
     def _score(self, index: int) -> Score:
         pair = self._pairs[index]
@@ -384,13 +425,19 @@ def _pass_input(runs: Sequence[_Run], *, num_cached: int) -> PassInput:
     return PassInput(token_ids, positions, key_positions, sight)
 
 
-def _predictions(runs: Iterable[_Run], pairs: Sequence[TokenPair], *, first_row: int) -> tuple[_Ids, _Ids, _Ids]:
-    """Return row, target and pair of each prediction that the runs make; rows count from `first_row`."""
-    rows, targets, indices = [], [], []
+def _predictions(runs: Iterable[_Run], pairs: Sequence[TokenPair], *, first_row: int) -> tuple[_Ids, _Ids, _Ids, _Ids]:
+    """Return row, target, pair and place of each prediction that the runs make; rows count from `first_row`."""
+    rows, targets, indices, targets_places = [], [], [], []
     for run in runs:
         for index, start, stop in run.branch.wants:
             places = np.arange(max(start, run.start), min(stop, run.stop))
             rows.append(run.first - run.start - first_row + places)
             targets.append(pairs[index].token_ids[places + 1])
             indices.append(np.full(len(places), index))
-    return np.concatenate(rows), np.concatenate(targets), np.concatenate(indices)
+            targets_places.append(places + 1)
+    return (
+        np.concatenate(rows),
+        np.concatenate(targets),
+        np.concatenate(indices),
+        np.concatenate(targets_places),
+    )

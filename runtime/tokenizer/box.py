@@ -313,6 +313,20 @@ class Tokenizer:
         task = m.Describe(self._key, list(token_ids), is_first)
         return self._use(task, m.Described, seconds=self._seconds(100 * len(token_ids))).contents
 
+    def named(self, logprobs: Sequence[TokenLogprobs], *, is_first: bool = False) -> Iterator[TokenLogprobs]:
+        """Yield them with what each token adds to a text, or with which it begins one if it `is_first`."""
+        if not logprobs:
+            return
+        token_ids = sorted({token.token_id for each in logprobs for token in (each.chosen, *each.likeliest)})
+        contents = dict(zip(token_ids, self.contents(token_ids, is_first=is_first), strict=True))
+
+        def described(token: TokenLogprob) -> TokenLogprob:
+            text, content = contents[token.token_id]
+            return replace(token, text=text, content=content)
+
+        for each in logprobs:
+            yield TokenLogprobs(described(each.chosen), tuple(map(described, each.likeliest)))
+
     def beside(self, folder: Path) -> "Tokenizer":
         """Return the tokenizer of another folder, in the same box. Raises CheckpointError."""
         return Tokenizer(folder, self._box)
@@ -468,20 +482,7 @@ class BoxedAnswer:
         """
         own = logprobs[: self.num_tokens]
         num_begun = 0 if self._is_continued else 1
-        return (*self._described(own[:num_begun], is_first=True), *self._described(own[num_begun:], is_first=False))
-
-    def _described(self, logprobs: Sequence[TokenLogprobs], *, is_first: bool) -> Iterator[TokenLogprobs]:
-        if not logprobs:
-            return
-        token_ids = sorted({token.token_id for each in logprobs for token in (each.chosen, *each.likeliest)})
-        contents = dict(zip(token_ids, self._tokenizer.contents(token_ids, is_first=is_first), strict=True))
-
-        def described(token: TokenLogprob) -> TokenLogprob:
-            text, content = contents[token.token_id]
-            return replace(token, text=text, content=content)
-
-        for each in logprobs:
-            yield TokenLogprobs(described(each.chosen), tuple(map(described, each.likeliest)))
+        return (*self._tokenizer.named(own[:num_begun], is_first=True), *self._tokenizer.named(own[num_begun:]))
 
     def _collect(self, patience_seconds: float | None = None) -> str:
         """Return what the tokens added last release, if the box says it in time."""

@@ -16,6 +16,7 @@ from tui.commands.plan import plan
 from tui.commands.prepare import prepare
 from tui.commands.run import compare, run
 from tui.commands.score import score
+from tui.commands.serve import serve
 from tui.commands.unpack import unpack
 
 
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
-for _command in (run, ask, score, compare, chat, calibrate, doctor, prepare, unpack, plan):
+for _command in (run, ask, score, compare, chat, serve, calibrate, doctor, prepare, unpack, plan):
     app.command()(_command)
 for _registered in (*app.registered_commands, *bench_app.registered_commands):
     _registered.cls = _Command

@@ -1,0 +1,60 @@
+"""The server as an ASGI application: the routes of all APIs behind the guard, errors in the words of each."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from offload.errors import OverstoryError
+from tui.server import openai_routes, status_routes
+from tui.server.exchange import ApiRoute, Service
+from tui.server.failures import Failure, RefusedError, failure_of, openai_error
+from tui.server.guard import Guard
+
+ROUTES = (*openai_routes.ROUTES, *status_routes.ROUTES)
+_ERROR_BODIES = {route.path: route.error_body for route in ROUTES}
+_GONE_STATUS = 499
+"""Which nobody reads."""
+
+
+def build_app(service: Service, *, api_key: str | None = None) -> ASGIApp:
+    """Return the application; with `api_key` only requests that bring it are answered, and /health."""
+    app = Starlette(
+        routes=[Route(route.path, _endpoint(service, route), methods=[route.method]) for route in ROUTES],
+        exception_handlers={HTTPException: _unknown},
+    )
+    return Guard(app, api_key=api_key, say=_say)
+
+
+def _say(path: str, failure: Failure) -> object:
+    return _ERROR_BODIES.get(path, openai_error)(failure)
+
+
+def _respond(path: str, failure: Failure) -> Response:
+    return JSONResponse(_say(path, failure), failure.status, headers=failure.headers)
+
+
+def _endpoint(service: Service, route: ApiRoute) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        try:
+            return await route.handle(service, request)
+        except RefusedError as error:
+            return _respond(route.path, error.failure)
+        except OverstoryError as error:
+            return _respond(route.path, failure_of(error))
+        except ClientDisconnect:
+            return Response(status_code=_GONE_STATUS)
+
+    return answer
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """Answer for paths that do not exist, and methods that a path does not have."""
+    assert isinstance(error, HTTPException)
+    known = ", ".join(f"{route.method} {route.path}" for route in ROUTES)
+    sentence = f"{request.method} {request.url.path} is not done here; the endpoints are {known}"
+    return _respond(request.url.path, Failure(error.status_code, sentence, headers=error.headers or {}))
