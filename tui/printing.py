@@ -202,7 +202,8 @@ def load_in_sight(
                 bar.update(task, description=what, completed=done, total=total, visible=True)
             return step
 
-        return (yield from relabel(loading, show))
+        shown: Generator[str | LoadProgress, None, _Returned] = relabel(loading, show)
+        return (yield from shown)
 
 
 class _WordsAndLoad(ProgressColumn):

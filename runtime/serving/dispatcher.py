@@ -195,9 +195,11 @@ class Dispatcher:
         except Exception as error:  # as above
             self._fail_load(_unexpected(error))
             return None
+        if opened is None:  # the end came first
+            return None
         with self._has_news:
             self._opened, self._phase, self._progress = opened, "ready", None
-            self._tally.num_loads += opened is not None
+            self._tally.num_loads += 1
         if not self.first_load.done():
             self.first_load.set_result(None)
         return opened

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -26,7 +26,13 @@ MODEL = "tiny"
 
 def tiny_load(folder: Any, **settings: Any) -> Load:
     """What loads a tiny model of which every layer streams."""
-    options = {"context_tokens": 128, "draft": "none", "draft_format": "stored", "device_memory_bytes": 0, "num_texts": 4}
+    options = {
+        "context_tokens": 128,
+        "draft": "none",
+        "draft_format": "stored",
+        "device_memory_bytes": 0,
+        "num_texts": 4,
+    }
     config = EngineConfig(target=str(folder), **{**options, **settings})
     return lambda stack: load_session(config, stack)
 
@@ -37,9 +43,13 @@ class Served:
 
     url: str
     dispatcher: Dispatcher
+    clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "any", "max_retries": 0, "timeout": 60, **options})
+        """A client that is closed with the server."""
+        options = {"api_key": "any", "max_retries": 0, "timeout": 60, **options}
+        self.clients.append(openai.OpenAI(base_url=f"{self.url}/v1", **options))
+        return self.clients[-1]
 
     def wait(self, is_so: Callable[[Any], bool]) -> Any:
         """Wait until something is so of the state, and return it."""
@@ -59,7 +69,10 @@ def served(
     chosen: frozenset[str] = frozenset(),
     **options: Any,
 ) -> Iterator[Served]:
-    """A server with the dispatcher's `options`, which has ended when this returns."""
+    """A server with the dispatcher's `options`, which has ended when this returns.
+
+    While it loads no other thread may make a model: transformers are told for all threads where weights go.
+    """
     dispatcher = Dispatcher(load, **options)
     common = LineDefaults(params=params or SamplingParams(), unchosen=UNCHOSEN - chosen)
     service = Service(dispatcher=dispatcher, common=common, model=MODEL, created=1)
@@ -84,8 +97,11 @@ def served(
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield Served(url, dispatcher)
+        running = Served(url, dispatcher)
+        yield running
     finally:
+        for client in running.clients:
+            client.close()
         loop.call_soon_threadsafe(task.cancel)
         thread.join(60)
         assert not thread.is_alive(), "the server did not end"

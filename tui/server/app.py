@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from tui.server import openai_routes, status_routes
 from tui.server.exchange import ApiRoute, Service
 from tui.server.failures import Failure, RefusedError, failure_of, openai_error

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from offload.errors import OverstoryError
+from profiles.errors import OverstoryError
 from profiles.files import parse_json_text
 from runtime.events import Finished, PrefillProgress, PromptScored
 from runtime.prompts.prompt_file import LineDefaults
@@ -189,6 +189,8 @@ class StreamedAnswers:
         """Yield all events, keeping what whole answers have; what is not whole at the end is dropped."""
         coming: Awaitable[tuple[int, ServedEvent | None]] = self._first
         try:
+            if not self._first.done():
+                yield 0, None
             while True:
                 try:
                     index, event = await coming

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from offload.errors import BadInputError, OverstoryError
+from profiles.errors import BadInputError, OverstoryError
 from runtime.errors import PromptTooLongError, QueueFullError, ShuttingDownError
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}

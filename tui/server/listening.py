@@ -80,16 +80,19 @@ async def serve_until_end(
     try:
         await server.serve(sockets=[listening])
     finally:
+        if server.started and not server.should_exit:  # cancelled
+            await server.shutdown([listening])
         dispatcher.end()
         dispatcher.join()
         watching.cancel()
-    if dispatcher.first_load.done():
-        dispatcher.first_load.result()
+        if dispatcher.first_load.done():
+            dispatcher.first_load.result()
 
 
 async def _watch_load(server: uvicorn.Server, dispatcher: Dispatcher, on_ready: Callable[[], None]) -> None:
-    await asyncio.wait({asyncio.wrap_future(dispatcher.first_load)})
-    if dispatcher.first_load.exception() is None:
+    loading = asyncio.wrap_future(dispatcher.first_load)
+    await asyncio.wait({loading})
+    if loading.exception() is None:
         on_ready()
     else:
         server.should_exit = True
