@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from profiles.errors import OverstoryError
-from runtime.events import Finished, PrefillProgress, PromptScored, TextDelta
+from runtime.events import Finished, PrefillProgress, PromptScored, ReasoningDelta, TextDelta, ToolCallDelta
 from runtime.prompts.prompt_file import PromptRequest
 
-ServedEvent = PrefillProgress | PromptScored | TextDelta | Finished
+ServedEvent = PrefillProgress | PromptScored | TextDelta | ReasoningDelta | ToolCallDelta | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class Answer:
             last = self._events[-1] if self._events else None
             if isinstance(last, TextDelta) and isinstance(event, TextDelta):
                 self._events[-1] = TextDelta(last.text + event.text)
+            elif isinstance(last, ReasoningDelta) and isinstance(event, ReasoningDelta):
+                self._events[-1] = ReasoningDelta(last.text + event.text)
             elif isinstance(last, PrefillProgress) and isinstance(event, PrefillProgress):
                 self._events[-1] = event
             else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from profiles.errors import OverstoryError
 from runtime.errors import QueueFullError, ShuttingDownError
-from runtime.events import Event, Finished, LoadProgress, PrefillProgress, PromptScored, TextDelta
+from runtime.events import Event, Finished, LevelDrafted, LoadProgress, PromptScored, Round
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.serving.answer import Answer, Wanted
 from runtime.serving.fair_queue import FairQueue
@@ -258,10 +258,10 @@ class Dispatcher:
             event = _shutting_down()  # nobody else stops an answer
         if isinstance(event, Finished | OverstoryError):
             self._end(answer, event)
-        else:
-            with self._has_news:
-                self._tally.add(event)
-        if isinstance(event, PrefillProgress | PromptScored | TextDelta):
+            return
+        with self._has_news:
+            self._tally.add(event)
+        if not isinstance(event, LevelDrafted | Round):
             answer.put(event)
 
     def _end(self, answer: Answer, event: Finished | OverstoryError) -> None:

@@ -83,6 +83,7 @@ def serve(
     from tui.server.app import build_app
     from tui.server.exchange import Service
     from tui.server.listening import listen, serve_until_end
+    from tui.server.running import RunningServer, announced
 
     console = progress_console(is_quiet=quiet)
     listening = listen(host, port)
@@ -96,23 +97,27 @@ def serve(
         common = LineDefaults(params=params, unchosen=frozenset(unchosen), system=turns.system, is_raw=turns.raw)
         model = name or model_name(config)
         service = Service(dispatcher=dispatcher, common=common, model=model, created=int(time.time()))
-        base_url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
         def tell(sentence: str) -> None:
             if not quiet:
                 sys.stderr.write(f"overstory: {sentence}\n")
 
+        record = RunningServer(
+            host=host, port=listening.getsockname()[1], model=model, target=config.target or "", api_key=key
+        )
+        base_url = record.base_url
         tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; Ctrl-C ends the server")
         tell(f"tell clients the base URL {base_url}/v1 and {'your' if key else 'any'} API key")
         try:
-            asyncio.run(
-                serve_until_end(
-                    build_app(service, api_key=key),
-                    dispatcher,
-                    listening,
-                    on_ready=lambda: tell(_ready_sentence(dispatcher.state)),
+            with announced(record):
+                asyncio.run(
+                    serve_until_end(
+                        build_app(service, api_key=key),
+                        dispatcher,
+                        listening,
+                        on_ready=lambda: tell(_ready_sentence(dispatcher.state)),
+                    )
                 )
-            )
         except KeyboardInterrupt as error:
             raise CommandInterruptedError("the server has ended, and with it the answers under way") from error
     return 0

@@ -1,0 +1,89 @@
+"""`overstory serve`: what it refuses before it loads, and a process of it from its first line to its end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import httpx2
+import openai
+import pytest
+
+from runtime.config import EngineConfig
+from tests.support.paths import ROOT
+from tests.support.session_factory import save_tiny_folder
+from tui.cli import execute
+from tui.commands.serve import model_name
+from tui.server.listening import listen
+from tui.server.running import running_servers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "--host is '0.0.0.0'; it must be 127.0.0.1 or ::1"),
+        (["--port", "70000"], "--port is 70000; it must be from 0"),
+        (["--api-key", " "], "the API key is empty"),
+        (["--max-queue", "0"], "max-queue"),
+    ],
+)
+def test_what_cannot_be_served_is_a_sentence(arguments, sentence, capsys):
+    assert execute(["serve", "--target", "/nowhere", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_named(capsys):
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert execute(["serve", "--target", "/nowhere", "--port", str(port)]) == 2
+    assert f"port {port} of 127.0.0.1 is in use already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (None, "demo"),
+        ("Qwen/Qwen3-32B", "Qwen/Qwen3-32B"),
+        ("/models/qwen", "qwen"),
+        ("./qwen/", "qwen"),
+        ("models/x.Q4_K_M.gguf", "x.Q4_K_M.gguf"),
+        ("ollama:llama3.3:70b", "ollama:llama3.3:70b"),
+    ],
+)
+def test_a_model_is_called_as_people_call_it(target, name):
+    assert model_name(EngineConfig(target=target)) == name
+
+
+def test_a_server_runs_from_its_first_line_to_its_end(tmp_path):
+    folder = save_tiny_folder(tmp_path / "tiny")
+    arguments = ["serve", "--target", str(folder), "--port", "0", "--draft", "none"]
+    environment = {**os.environ, "OVERSTORY_CACHE": str(tmp_path / "cache"), "OVERSTORY_API_KEY": "secret"}
+    program = [sys.executable, "-c", "from tui.cli import main; main()", *arguments]
+    with subprocess.Popen(program, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            first = next(lines)
+            url = re.search(r"serving tiny at (http://127\.0\.0\.1:[0-9]+)/v1", first)[1]
+            assert "your API key" in next(lines)
+            assert any("the model is loaded" in line for line in lines)
+            (record,) = running_servers(folder=tmp_path / "cache" / "servers")
+            assert (record.base_url, record.model, record.api_key) == (url, "tiny", "secret")
+            with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+                answer = client.completions.create(model="any", prompt="the cat", max_tokens=4, seed=1)
+                assert answer.usage.completion_tokens <= 4
+            assert httpx2.get(f"{url}/metrics").status_code == 401
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+            assert process.wait(30) == 143
+        finally:
+            process.kill()
+    assert rest == "overstory: terminated; the server has ended, and with it the answers under way\n"
+    assert running_servers(folder=tmp_path / "cache" / "servers") == []
+
+
+def test_a_model_that_is_not_there_ends_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OVERSTORY_CACHE", str(tmp_path))
+    assert execute(["serve", "--target", str(tmp_path / "nothing"), "--port", "0"]) == 2
+    error = capsys.readouterr().err
+    assert "nothing" in error.splitlines()[-1] and "Traceback" not in error
