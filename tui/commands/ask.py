@@ -202,6 +202,8 @@ def _loaded(stack: ExitStack, typed: _Typed, request: PromptRequest, *, is_quiet
     console = progress_console(is_quiet=is_quiet)
     opened = show_load(load_models(typed.config, stack, requests=[request], is_early=True), console)
     _tell(f"answered by {opened.plan.target_name}, loaded here", is_quiet=is_quiet)
+    if "thinking_budget" in typed.params_fields and not opened.session.can_think:
+        _tell(f"{opened.plan.target_name} marks no thinking, so --think changes nothing", is_quiet=is_quiet)
     return opened.plan.target_name, pieces_of(opened.session, request)
 
 

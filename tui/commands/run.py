@@ -378,6 +378,8 @@ def _opened(
         with open_session_in_sight(config, requests, console, is_early=is_early) as opened:
             if not is_quiet:
                 _tell_own_settings(opened.session.generation, requests)
+                if not opened.session.can_think and any(each.params.thinking_budget is not None for each in requests):
+                    sys.stderr.write("overstory: the model marks no thinking, so --think changes nothing\n")
             yield opened
     else:
         yield None

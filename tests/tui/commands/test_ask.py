@@ -18,6 +18,7 @@ import pytest
 from profiles.child_process import child_environment
 from tests.support.fake_chat_server import ANSWER, USAGE, FakeServer, chunk, running
 from tests.support.session_factory import save_tiny_folder
+from tests.support.thinking_models import BEGIN, save_thinking_folder
 from tui.cli import execute
 from tui.commands.chat import open_conversations
 from tui.server.running import RunningServer, announced
@@ -97,15 +98,29 @@ HERE = ("--draft", "none", "--max-new-tokens", "4", "--device", "cpu")
 
 
 def test_without_a_server_the_model_is_loaded(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(["ask", "the cat", "--target", str(model), "--json", *HERE]) == 0
+    assert execute(["ask", "the cat", "--target", str(model), "--json", "--think", "9", *HERE]) == 0
     out, errors = capsys.readouterr()
     record = json.loads(out)
     assert record["usage"]["completion_tokens"] <= 4 and record["server"] is None
     assert f"answered by {record['model']}, loaded here" in errors
+    assert f"{record['model']} marks no thinking, so --think changes nothing" in errors
     store, _ = open_conversations()
     with store:
         (conversation,) = store.list_conversations()
         assert store.messages(conversation.id)[1].content == record["text"]
+
+
+def test_what_a_model_thinks_is_no_part_of_its_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_thinking_folder(tmp_path / "thinking")
+    options = ("--target", str(folder), "--draft", "none", "--max-new-tokens", "12", "--device", "cpu")
+    assert execute(["ask", "the cat", *options, "--think", "5", "--json", "--ban-token", str(BEGIN)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["reasoning"] and "think>" not in record["reasoning"] + record["text"]
+    store, _ = open_conversations()
+    with store:
+        (conversation,) = store.list_conversations()
+        thought = store.messages(conversation.id)[1].thinking
+        assert thought is not None and thought.text == record["reasoning"]
 
 
 def test_a_server_answers_only_for_its_own_model_and_as_it_was_set_up(
