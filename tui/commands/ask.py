@@ -36,8 +36,9 @@ _OF_SERVERS = {
     "seed": "seed",
     "stop": "stop",
     "max_new_tokens": "max_tokens",
+    **{name: name for name in ("top_k", "min_p", "repetition_penalty")},
 }
-"""Options of an answer that OpenAI's API has too, and what it calls them."""
+"""Options of an answer that our server takes, and what it calls them."""
 
 
 @with_option_groups

@@ -49,7 +49,24 @@ def test_a_running_server_answers(capsys: pytest.CaptureFixture[str], monkeypatc
     fake = FakeServer()
     piping(monkeypatch, b"a log\n")
     with served(fake) as server:
-        assert execute(["ask", "What", "is new?", "--system", "Be brief.", "--temperature", "0.5", "--stop", "x"]) == 0
+        assert (
+            execute(
+                [
+                    "ask",
+                    "What",
+                    "is new?",
+                    "--system",
+                    "Be brief.",
+                    "--temperature",
+                    "0.5",
+                    "--stop",
+                    "x",
+                    "--top-k",
+                    "7",
+                ]
+            )
+            == 0
+        )
         assert capsys.readouterr() == (
             "Hello **there**.\n",
             f"overstory: answered by tiny of the server at {server.base_url}\n",
@@ -59,7 +76,7 @@ def test_a_running_server_answers(capsys: pytest.CaptureFixture[str], monkeypatc
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Attached file standard input (1 line):\n```\na log\n```\n\nWhat is new?"},
     ]
-    assert (asked["temperature"], asked["stop"], asked["max_tokens"]) == (0.5, ["x"], 1024)
+    assert (asked["temperature"], asked["stop"], asked["max_tokens"], asked["top_k"]) == (0.5, ["x"], 1024, 7)
     assert "seed" not in asked and "top_p" not in asked
 
 
@@ -133,7 +150,7 @@ def test_a_server_answers_only_for_its_own_model_and_as_it_was_set_up(
     with served(fake, target=str(link)):
         assert execute(["ask", "Hi", "--target", str(model), "--quiet"]) == 0, "one model under two names"
         assert len(fake.asked) == 1
-        for others in (["--no-server"], ["--draft", "none"], ["--top-k", "3"], ["--raw"]):
+        for others in (["--no-server"], ["--draft", "none"], ["--ban-token", "3"], ["--raw"]):
             assert execute(["ask", "the cat", "--target", str(model), *HERE, *others]) == 0
             assert "loaded here" in capsys.readouterr().err
         assert len(fake.asked) == 1
