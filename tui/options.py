@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from runtime.config import ANSWERS, DEFAULT_CONTEXT_TOKENS, EngineConfig, Option, options_of
+from runtime.config import ANSWERS, DEFAULT_CONTEXT_TOKENS, EngineConfig, Option, SamplingParams, options_of
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -38,6 +38,17 @@ ServingConfig = Annotated[
     Shown(defaults={**_ANSWERING, "num_texts": None}, unset={"context_tokens": str(DEFAULT_CONTEXT_TOKENS)}),
 ]
 """Of a server, which does not know what will be asked."""
+ServingParams = Annotated[
+    SamplingParams,
+    Shown(
+        unset={
+            "temperature": "the request's, else the model's, else 1",
+            "seed": "the request's, else a new one",
+            "max_new_tokens": "the request's, else the context's end; in /v1/completions 16",
+        }
+    ),
+]
+"""Of answers of a server: what holds where a request says nothing."""
 ComparingConfig = Annotated[
     EngineConfig, Shown(hidden=("num_texts", "prefix_cache"), defaults={"draft": "auto", "lookup": "on"})
 ]

@@ -15,7 +15,7 @@ from runtime.errors import OptionError
 from runtime.prompts.prompt_file import LineDefaults
 from tui.environment import load_models
 from tui.interruption import CommandInterruptedError
-from tui.options import Quiet, ServingConfig, TurnOptions, typed_fields, with_option_groups
+from tui.options import Quiet, ServingConfig, ServingParams, TurnOptions, typed_fields, with_option_groups
 from tui.printing import load_in_sight, progress_console
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _KEY_VARIABLE = "OVERSTORY_API_KEY"
 def serve(
     command_line: typer.Context,
     config: ServingConfig,
-    params: SamplingParams,
+    params: ServingParams,
     turns: TurnOptions,
     *,
     host: Annotated[
@@ -69,12 +69,11 @@ def serve(
 ) -> int:
     """Answer clients of OpenAI's API on this machine: /v1/chat/completions, /v1/completions, /v1/models.
 
-    Tell a client the base URL http://127.0.0.1:8000/v1, and any key unless --api-key is given. Requests that come
-    together share passes; clients take turns, and one that goes away ends its answers. /health and /metrics say how it
-    goes. Web pages are refused, and so is whoever comes from another machine.
+    Tell a client the base URL that the first line shows, http://127.0.0.1:8000/v1, and any key unless --api-key
+    is given. Requests that come together share passes; clients take turns, and one that goes away ends its
+    answers. /health and /metrics say how it goes. Web pages are refused, and so are other machines.
 
-    Temperature, lengths and the like hold where a request says nothing. A request that says nothing of temperature
-    is sampled at 1 as the API does, unless --temperature or the model's own settings say otherwise.
+    The options of answers hold where a request says nothing.
     """
     key = os.environ.get(_KEY_VARIABLE) if api_key is None else api_key
     if key is not None and not key.strip():
