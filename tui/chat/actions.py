@@ -188,7 +188,7 @@ class Actions:
 
     def _export(self, conversation_id: int, file: str) -> Changes:
         store = self._chat.services.store
-        export_conversation(path_of(file), store.conversation(conversation_id), store.messages(conversation_id))
+        export_conversation(path_of(file), store.conversation(conversation_id), store.all_messages(conversation_id))
         return (f"written to {file}",)
 
     def _ask(self, dialog: LineDialog | TextDialog, use: Callable[[str], Changes | None]) -> Changes:

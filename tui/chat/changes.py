@@ -1,5 +1,6 @@
 """What a step in a conversation changed, for the screen to show."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,12 +9,22 @@ from tui.chat.store.records import StoredMessage, Thinking
 
 TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
 """Each leaves something else to decide."""
+TROUBLES: Mapping[str, TroubleKind] = {
+    "input": "input",
+    "context": "context",
+    "memory": "memory",
+    "stopped": "no model",
+}
+"""By the kind of what the engine could not do."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnsChanged:
-    """The open conversation must be shown anew: another one was opened, turns were dropped or left out, perhaps with
-    others in their place, or its last answer is being written on."""
+    """The open conversation must be shown anew: another one or another branch was opened, turns were left out, or an
+    answer is being written on."""
+
+    message_id: int = 0
+    """The message to be in sight; 0 for the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +52,10 @@ class PromptReturned:
 
 @dataclass(frozen=True, slots=True)
 class EditBegun:
-    """The last prompt is to be changed; what is being written waits meanwhile."""
+    """A message is to be changed; what is being written waits meanwhile."""
 
     text: str
-    """The prompt as it was sent."""
+    """The message as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class ConversationLeft:
     waiting: tuple[str, ...]
     """Prompts that waited to be sent, in order."""
     edited_id: int
-    """The prompt that was being changed; 0 for none."""
+    """The message that was being changed; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,7 @@ class Waiting:
 
     text: str
     edited_id: int | None
-    """The prompt that it is to take the place of."""
+    """The message that it is to take the place of, as another version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from runtime.events import Finished, ReasoningDelta, Round, TextDelta
 from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.attachments import joined_messages
 from tui.chat.changes import (
+    TROUBLES,
     Change,
     Changes,
     ConversationLeft,
@@ -25,7 +26,6 @@ from tui.chat.changes import (
     TextCame,
     ThoughtCame,
     Trouble,
-    TroubleKind,
     TurnsChanged,
     Waiting,
 )
@@ -44,8 +44,16 @@ from tui.chat.engine.messages import (
     StopAnswer,
     StopLoad,
 )
-from tui.chat.engine.state import EngineState, begin_answer, begin_load, with_death, with_report, with_thinking
-from tui.chat.store.alternatives import Place
+from tui.chat.engine.state import (
+    EngineState,
+    begin_answer,
+    begin_load,
+    measured,
+    with_death,
+    with_report,
+    with_thinking,
+)
+from tui.chat.store.branches import Place
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.records import (
     EndState,
@@ -60,12 +68,6 @@ from tui.chat.store.records import (
 from tui.chat.store.store import ConversationStore
 
 _BUSY = "an answer is being written; press Esc to stop it first"
-_FAILURES: Mapping[str, TroubleKind] = {
-    "input": "input",
-    "context": "context",
-    "memory": "memory",
-    "stopped": "no model",
-}
 
 
 class Dialogue:
@@ -96,11 +98,11 @@ class Dialogue:
         self.waiting: tuple[Waiting, ...] = ()
         """Prompts of the open conversation that are sent once the engine is free, in order."""
         self.editing_id: int | None = None
+        """The message that what is written next takes the place of, as another version."""
         self._engine = engine
         self._params, self._unchosen = params, unchosen
         self._new_system_prompt = new_system_prompt
         self._answer_ids = count(1)
-        self._num_retries = 0
         self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
         self._just_deleted: int | None = None  # a conversation, until something else is done
         self._afterwards: Callable[[], Changes] | None = None  # what an answer was interrupted for
@@ -121,9 +123,17 @@ class Dialogue:
         """Return what was said in the open conversation, oldest first."""
         return [] if self.conversation_id is None else self.store.messages(self.conversation_id)
 
-    def first_kept_id(self) -> int:
-        """Return the first message of the open conversation that the model still reads; 0 for all of them."""
-        return 0 if self.conversation_id is None else self.store.conversation(self.conversation_id).first_kept_id
+    def versions(self) -> Mapping[int, tuple[int, ...]]:
+        """Return what takes turns with each message that is shown, itself included; where there is any."""
+        return {} if self.conversation_id is None else self.store.versions(self.conversation_id)
+
+    def message(self, message_id: int | None) -> StoredMessage | None:
+        """Return a message of the open conversation, on whatever branch; None if it is not there, or no longer."""
+        try:
+            message = self.store.message(message_id or 0)
+        except BadInputError:
+            return None
+        return message if message.conversation_id == self.conversation_id else None
 
     def load(self, config: EngineConfig) -> None:
         """Ask for a model; what is being answered must have ended."""
@@ -139,15 +149,20 @@ class Dialogue:
         self.state = EngineState(sentence=sentence)
         return self.return_waiting()
 
-    def open(self, conversation_id: int | None) -> Changes:
-        """Show another conversation, or an empty one; an answer that is being written goes on."""
+    def open(self, conversation_id: int | None, *, message_id: int = 0) -> Changes:
+        """Show another conversation, or an empty one; an answer that is being written goes on.
+
+        With `message_id`, show the branch that has that message.
+        """
         if conversation_id is not None:
             self.store.conversation(conversation_id)
+        if message_id:
+            self.store.show(message_id)
         texts = tuple(each.text for each in self.waiting)
         left = ConversationLeft(self.conversation_id, texts, self.editing_id or 0)
-        self.conversation_id, self.editing_id, self._num_retries = conversation_id, None, 0
+        self.conversation_id, self.editing_id = conversation_id, None
         self.waiting, self._afterwards, self._next_system_prompt = (), None, None
-        return (left, TurnsChanged())
+        return (left, TurnsChanged(message_id))
 
     def system_prompt(self) -> str:
         """Return what the model is told before the open conversation begins; empty is the model's own."""
@@ -188,17 +203,17 @@ class Dialogue:
         return (*self.open(back.id), f"{back.shown_title} is back")
 
     def clear(self) -> Changes:
-        """Drop all turns of the open conversation, which `undo` brings back."""
+        """Leave the branch that is shown for an empty one, from which `undo` comes back."""
         messages = self.messages()
         if self.is_answering:
             raise BadInputError(_BUSY)
         if not messages:
             return ("there is nothing to clear",)
-        self._drop_from(messages[0].id)
+        self._branch_off(messages[0].id)
         return (TurnsChanged(), f"{len(messages)} turns removed; /undo brings them back")
 
     def undo(self) -> Changes:
-        """Bring back what was cleared or replaced last in the open conversation; or what was deleted last.
+        """Show the version before, at the last place that has one, or what was cleared; or what was deleted last.
 
         Another conversation comes back only where it was deleted just now, or where none is open.
         """
@@ -213,22 +228,34 @@ class Dialogue:
         return (f"there is nothing to undo in this conversation{hint}",)
 
     def redo(self) -> Changes:
-        """Bring back what `undo` replaced in the open conversation."""
+        """Show the version after, at the last place that has one."""
         if self.is_answering:
             raise BadInputError(_BUSY)
         place = None if self.conversation_id is None else self.store.step_forth(self.conversation_id)
         return ("there is nothing to bring back",) if place is None else self._stepped(place)
 
     def _stepped(self, place: Place) -> Changes:
-        self.editing_id, self._num_retries = None, place.num_alternatives - 1
-        if place.num_alternatives == 1:
-            return (TurnsChanged(), "what was cleared is back")
+        changes = (*self.return_waiting(), TurnsChanged(place.message_id))
+        if place.num_versions == 1:
+            return (*changes, "what was cleared is back")
         what = "answer" if place.is_answer else "version"
-        word = f"{what} {place.number} of {place.num_alternatives}; /undo goes back, /redo forth"
-        return (TurnsChanged(), word)
+        return (*changes, f"{what} {place.number} of {place.num_versions}; /undo goes back, /redo forth")
+
+    def show_version(self, message_id: int, *, step: int) -> Changes:
+        """Show the version after that of a message that is shown, or with -1 the one before, on its own branch."""
+        versions = self.versions().get(message_id, (message_id,))
+        index = versions.index(message_id) + step
+        if 0 <= index < len(versions):
+            return self.show_branch(versions[index])
+        return ("this is the first version" if step < 0 else "this is the last version",)
+
+    def show_branch(self, message_id: int) -> Changes:
+        """Show the branch that has this message; an answer that is being written goes on, and what waits comes back."""
+        self.store.show(message_id)
+        return (*self.return_waiting(), TurnsChanged(message_id))
 
     def ask(self, text: str) -> Changes:
-        """Send a prompt; with `edit_last` before, in place of the last one."""
+        """Send a prompt; after `edit`, as another version of what is edited."""
         if (trouble := self._missing_model()) is not None:
             return (PromptReturned(text), trouble)
         prompt, self.editing_id = Waiting(text, self.editing_id), None
@@ -264,26 +291,38 @@ class Dialogue:
         return ("the load is being stopped",)
 
     def edit_last(self) -> Changes:
-        """Give back the last prompt, which the next one takes the place of; its answer, if one is written, is ended."""
+        """Give back the last prompt, to be changed; its answer, if one is written, is ended."""
         prompts = [message for message in self.messages() if message.role == "user"]
         if not prompts:
             raise BadInputError("nothing was asked yet")
         if self.waiting:
             return self.take_back()
-        if self.is_answering and self._written.conversation_id == self.conversation_id:
-            self._interrupt(None)
-        word = "Enter sends it in place of the last prompt; Esc leaves that as it was"
-        if self.editing_id == prompts[-1].id:
-            return (word,)
-        self.editing_id = prompts[-1].id
-        return (EditBegun(prompts[-1].content), word)
+        return self.edit(prompts[-1].id)
 
-    def regenerate(self) -> Changes:
-        """Write the last answer anew, with the next seed; what there was can be restored."""
+    def edit(self, message_id: int) -> Changes:
+        """Give back a message that is shown: a prompt to be changed and sent again, an answer to be written on from.
+
+        What is written of an answer to it is ended.
+        """
+        messages = self.messages()
+        index = next((index for index, each in enumerate(messages) if each.id == message_id), None)
+        if index is None:
+            raise BadInputError("that message is not shown any more; choose one that is")
+        if self.is_answering and self._written.id in (each.id for each in messages[index : index + 2]):
+            self._interrupt(None)
+        goes_on = "sends it" if messages[index].role == "user" else "lets the model write on from it"
+        word = f"Enter {goes_on}, as another version; Esc leaves it as it was"
+        if self.editing_id == message_id:
+            return (word,)
+        self.editing_id = message_id
+        return (EditBegun(messages[index].content), word)
+
+    def regenerate(self, message_id: int = 0) -> Changes:
+        """Write another version of an answer, the last one unless another is named, with the next seed."""
         if self.is_answering and self.state.phase != "loading":
-            self._interrupt(self.regenerate)
+            self._interrupt(lambda: self.regenerate(message_id))
             return ()
-        return self._change_last(self._regenerate)
+        return self._change_last(lambda messages: self._regenerate(messages, message_id))
 
     def continue_answer(self) -> Changes:
         """Let the last answer go on where it ended."""
@@ -295,7 +334,7 @@ class Dialogue:
 
     def read_all(self) -> Changes:
         """Let the model read turns again that were left out."""
-        if self.conversation_id is None or self.first_kept_id() == 0:
+        if self.conversation_id is None or not any(each.is_left_out for each in self.messages()):
             raise BadInputError("no turn of this conversation is left out")
         self.store.leave_out_before(self.conversation_id, 0)
         return (TurnsChanged(),)
@@ -333,11 +372,11 @@ class Dialogue:
                 self._afterwards = None
                 ended = self._end("failed", {"error": sentence, "kind": kind})
                 full = self.full if kind == "context" else None
-                return (*ended, *self.return_waiting(), Trouble(_FAILURES.get(kind, "fault"), sentence, full))
+                return (*ended, *self.return_waiting(), Trouble(TROUBLES.get(kind, "fault"), sentence, full))
             case LoadRefused(sentence=sentence, kind=kind):
                 self._afterwards = None
                 sentence = f"{sentence}; {said.loaded.target} stays open"
-                told = sentence if kind == "stopped" else Trouble(_FAILURES.get(kind, "fault"), sentence)
+                told = sentence if kind == "stopped" else Trouble(TROUBLES.get(kind, "fault"), sentence)
                 return (*self.return_waiting(), told)
             case SessionNote(sentences=sentences):
                 return ("; ".join(sentences),)
@@ -373,7 +412,7 @@ class Dialogue:
 
     def _finished(self, finished: Finished) -> Changes:
         state: EndState = "complete" if finished.finish_reason in ("stop", "length") else "stopped"
-        ended = self._end(state, _measured(finished))
+        ended = self._end(state, measured(finished))
         if finished.finish_reason != "context" or self._afterwards is not None:
             return (*ended, *self._go_on())
         words = "the context is full" if self.full is None else context_words(self.full)
@@ -381,15 +420,23 @@ class Dialogue:
 
     def _ask(self, asked: Waiting) -> Changes:
         self._just_deleted = None
-        is_edited = asked.edited_id is not None and asked.edited_id in {each.id for each in self.messages()}
+        edited = self.message(asked.edited_id)
         if self.conversation_id is None:
             self.conversation_id = self.store.create_conversation(system_prompt=self.system_prompt()).id
-        if is_edited and asked.edited_id is not None:
-            self._drop_from(asked.edited_id)
+        if edited is not None:
+            self._branch_off(edited.id)
+            if edited.role == "assistant":
+                return self._write_on(edited, asked.text)
         prompt = self.store.append_prompt(self.conversation_id, asked.text)
-        self._num_retries = 0
         added = (prompt, *self._guarded(self._begin))
-        return (TurnsChanged(),) if is_edited else added
+        return (TurnsChanged(),) if len(self.store.versions_of(prompt.id)) > 1 else added
+
+    def _write_on(self, edited: StoredMessage, text: str) -> Changes:
+        """Let the model go on from a text that is another version of an answer."""
+        answer = self.store.begin_answer(edited.conversation_id, model=edited.model)
+        self.store.append_text(answer.id, text)
+        self._send_answer(self.store.message(answer.id), self._turns(), is_continued=True)
+        return (TurnsChanged(),)
 
     def _change_last(self, change: Callable[[list[StoredMessage]], Changes]) -> Changes:
         """Let `change` make something else of the last answer, if there is one and the engine is free."""
@@ -404,18 +451,17 @@ class Dialogue:
             return (trouble,)
         return change(messages)
 
-    def _regenerate(self, messages: list[StoredMessage]) -> Changes:
-        last = messages[-1]
+    def _regenerate(self, messages: list[StoredMessage], message_id: int = 0) -> Changes:
+        last = next((each for each in messages if each.id == message_id), messages[-1])
         if last.role == "user":
             return self._begin()
-        self._drop_from(last.id)
-        self._num_retries += 1
+        self._branch_off(last.id)
         self._begin()
         return (TurnsChanged(),)
 
-    def _drop_from(self, message_id: int) -> None:
-        """Take a message and all after it out of the open conversation, for `undo` to bring back."""
-        self.store.drop_messages_from(message_id)
+    def _branch_off(self, message_id: int) -> None:
+        """Let what comes next take the place of a message and of all after it, which stay on their branch."""
+        self.store.branch_off(message_id)
         self._just_deleted = None
 
     def _begin(self) -> Changes:
@@ -437,7 +483,7 @@ class Dialogue:
 
     def _trim(self, messages: list[StoredMessage]) -> Changes:
         assert self.conversation_id is not None
-        kept = self._kept(messages)
+        kept = [message for message in messages if not message.is_left_out]
         is_full = self.full is not None and messages[-1].id == self._written.id
         if is_full and self.full is not None:
             kept_id = self._sent_ids[self.full.num_left_out] if self.full.num_left_out else None
@@ -468,7 +514,7 @@ class Dialogue:
 
     def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
         params, answer_id = self._params(), next(self._answer_ids)
-        params = replace(params, seed=params.seed + self._num_retries)
+        params = replace(params, seed=params.seed + len(self.store.versions_of(message.id)) - 1)
         messages = tuple(
             Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
         )
@@ -489,13 +535,9 @@ class Dialogue:
 
     def _turns(self) -> tuple[dict[str, str], ...]:
         assert self.conversation_id is not None
-        messages = readable(self._kept(self.messages()))
+        messages = readable([message for message in self.messages() if not message.is_left_out])
         self._sent_ids = turn_ids(messages)
         return chat_turns(self.system_prompt(), messages)
-
-    def _kept(self, messages: list[StoredMessage]) -> list[StoredMessage]:
-        first_id = self.first_kept_id()
-        return [message for message in messages if message.id >= first_id]
 
     def _end(self, state: EndState, statistics: Mapping[str, Any]) -> Changes:
         answer, self.answer = self.answer, None
@@ -530,6 +572,8 @@ class Dialogue:
         if self._written.conversation_id != self.conversation_id:
             title = self.store.conversation(self._written.conversation_id).shown_title
             raise BadInputError(f"an answer is being written in {title}; press Esc to stop it first")
+        if self._written.id not in {each.id for each in self.messages()}:
+            raise BadInputError("an answer is being written on another branch; press Esc to stop it first")
         assert self.answer is not None
         self._engine.send(StopAnswer(self.answer.answer_id))
         self._afterwards = afterwards
@@ -554,18 +598,3 @@ class Dialogue:
             return act()
         except OverstoryError as error:
             return (*on_failure, Trouble("store", str(error)))
-
-
-def _measured(finished: Finished) -> dict[str, Any]:
-    """Return what an answer cost, under the names that it is stored by."""
-    costs = finished.statistics
-    return {
-        "finish_reason": finished.finish_reason,
-        "num_prompt_tokens": costs.prompt_tokens,
-        "num_new_tokens": costs.new_tokens,
-        "num_rounds": costs.rounds,
-        "prefill_seconds": costs.prefill_seconds,
-        "expected_prefill_seconds": finished.expected_prefill_seconds,
-        "seconds_per_token": costs.seconds_per_token,
-        "link_utilization": costs.link_utilization,
-    }

@@ -289,8 +289,8 @@ class ChatDisplay:
 
     async def _apply(self, change: Change) -> None:
         match change:
-            case TurnsChanged():
-                await self._show_turns()
+            case TurnsChanged(message_id=message_id):
+                await self._show_turns(message_id)
             case StoredMessage(role="assistant", state="complete" | "stopped" | "failed"):
                 await self.view.end(change)
             case StoredMessage():
@@ -311,10 +311,12 @@ class ChatDisplay:
             case str():
                 self.say(change)
 
-    async def _show_turns(self) -> None:
+    async def _show_turns(self, message_id: int) -> None:
         messages = self.dialogue.messages()
         if self.dialogue.conversation_id is None:
             self.prompt.set_history(self.services.store.recent_prompts(limit=MAX_RECENT_PROMPTS))
         else:
             self.prompt.set_history([message.content for message in messages if message.role == "user"])
-        await self.view.show(messages, first_kept_id=self.dialogue.first_kept_id())
+        await self.view.show(messages, versions=self.dialogue.versions())
+        if message_id and message_id != messages[-1].id:
+            await self.view.show_turn(message_id)

@@ -44,8 +44,8 @@ class DraftKeeper:
         draft = self._saved = self._store.draft(self._conversation_id)
         self._prompt.write(draft.text)
         if draft.edit:
-            is_there = draft.edited_id in {message.id for message in self._dialogue.messages()}
-            self._dialogue.editing_id = draft.edited_id if is_there else None
+            edited = self._dialogue.message(draft.edited_id)
+            self._dialogue.editing_id = None if edited is None else edited.id
             self._prompt.show_beside(draft.edit)
 
     def leave(self, left: ConversationLeft) -> None:

@@ -270,10 +270,18 @@ class ChatScreen(Screen[None]):
         self.chat.say(f"link copied: {message.href}")
 
     async def action_open_conversation(self, conversation_id: int, message_id: int = 0) -> None:
-        await self.chat.perform(lambda: self.chat.dialogue.open(conversation_id))
-        await self.chat.view.show_turn(message_id)
+        await self.chat.perform(lambda: self.chat.dialogue.open(conversation_id, message_id=message_id))
         self.chat.side.display &= not self.has_class("-narrow")
         self.chat.prompt.focus()
+
+    async def action_show_version(self, message_id: int, step: int) -> None:
+        """Show the version of a turn after the one that is shown, or with -1 the one before."""
+        await self.chat.perform(lambda: self.chat.dialogue.show_version(message_id, step=step))
+
+    async def action_edit_turn(self, message_id: int) -> None:
+        """Let a turn be changed in the prompt."""
+        self.set_focus(self.chat.prompt)
+        await self.chat.perform(lambda: self.chat.dialogue.edit(message_id))
 
     async def action_rename_conversation(self, conversation_id: int) -> None:
         await self.chat.perform(lambda: self.actions.ask_title(conversation_id))

@@ -18,8 +18,9 @@ RETRY_SECONDS = 2.0
 
 def unsaved_text(store: ConversationStore) -> str:
     """Return, as Markdown, the conversations with answers that are not saved whole, and the drafts that are not."""
-    conversation_ids, drafts = store.unsaved()
-    parts = [to_markdown(store.conversation(each), store.messages(each)) for each in conversation_ids]
+    answer_ids, drafts = store.unsaved()
+    branches = [store.messages_until(each) for each in answer_ids]
+    parts = [to_markdown(store.conversation(branch[-1].conversation_id), branch) for branch in branches]
     return "\n\n".join((*parts, *(f"# Not sent\n\n{draft}\n" for draft in drafts)))
 
 

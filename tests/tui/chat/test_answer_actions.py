@@ -165,7 +165,7 @@ def test_the_oldest_turns_are_left_out_on_request(tmp_path):
             await teller.ask("One?")
             await teller.ask("Two?")
             await teller.command("/trim")
-            await teller.until(lambda: teller.dialogue.first_kept_id() > 0)
+            await teller.until(lambda: any(each.is_left_out for each in teller.dialogue.messages()))
             await teller.ask("Three?")
             assert teller.engine.requests[-1].prompt.messages[0].content == "Two?"
             assert len(teller.chat.view.query(".-left-out")) == 2

@@ -1,63 +1,18 @@
 """What is asked, saved and shown, with an engine that says what a test scripts and a store in memory."""
 
-import asyncio
-from dataclasses import replace
-
 import pytest
 
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import ReasoningDelta, TextDelta
 from runtime.prompts.prompt_file import Message
-from tests.support.chat_fakes import FINISHED, LOADED, ROUND, STOPPED, FakeEngine, answer_reports
+from tests.support.chat_fakes import FINISHED, LOADED, ROUND, STOPPED
+from tests.support.dialogues import answered, contents, kinds, take
 from tui.chat.changes import ConversationLeft, EditBegun, PromptReturned, TextCame, ThoughtCame, Trouble, TurnsChanged
 from tui.chat.dialogue import Dialogue
 from tui.chat.engine.client import EngineDied
-from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, OfAnswer, SessionNote, StopAnswer
+from tui.chat.engine.messages import Answer, ContextFull, Failed, LoadModel, SessionNote, StopAnswer
 from tui.chat.store.records import StoredMessage, Thinking
-from tui.chat.store.store import ConversationStore
-
-
-@pytest.fixture
-def store():
-    with ConversationStore(None) as opened:
-        yield opened
-
-
-@pytest.fixture
-def engine():
-    silent = FakeEngine(lambda request: ())
-    asyncio.run(silent.start())
-    return silent
-
-
-@pytest.fixture
-def dialogue(store, engine):
-    ready = Dialogue(
-        store,
-        engine,
-        params=lambda: SamplingParams(seed=5, temperature=0.5),
-        unchosen=lambda: frozenset({"top_k"}),
-    )
-    ready.load(EngineConfig(target="tiny"))
-    ready.take(LOADED)
-    return ready
-
-
-def answered(dialogue, text="There.", **ends):
-    """Let the engine answer what was asked last; returns all changes."""
-    answer_id = dialogue.answer.answer_id
-    reports = answer_reports(answer_id, [text], is_ended=False)
-    changes = [change for report in reports for change in dialogue.take(report)]
-    return [*changes, *take(dialogue, answer_id, replace(FINISHED, **ends))]
-
-
-def take(dialogue, answer_id, event):
-    return dialogue.take(OfAnswer(answer_id, event))
-
-
-def kinds(changes):
-    return [type(change) for change in changes]
 
 
 def test_what_is_thought_is_saved_as_it_comes_and_left_to_the_template_later(dialogue, store, engine):
@@ -94,10 +49,6 @@ def test_an_answer_that_is_written_on_keeps_what_it_thought(dialogue, engine):
     assert engine.requests[-1].prompt.messages[-1] == Message("assistant", "One", reasoning_content="Hm.")
     answered(dialogue, " two")
     assert dialogue.messages()[-1].content == "One two" and dialogue.messages()[-1].thinking.text == "Hm."
-
-
-def contents(dialogue):
-    return [message.content for message in dialogue.messages()]
 
 
 def test_a_prompt_is_saved_and_its_answer_is_saved_as_it_comes(dialogue, store, engine):
@@ -322,7 +273,7 @@ def test_a_prompt_that_does_not_fit_is_offered_a_trim(dialogue, engine):
     assert (ended.state, trouble.kind) == ("failed", "context")
     assert kinds(dialogue.trim()) == [TurnsChanged, str]
     assert [each.content for each in engine.requests[-1].prompt.messages] == ["Two?"]
-    assert dialogue.first_kept_id() == dialogue.messages()[2].id
+    assert [each.is_left_out for each in dialogue.messages()] == [True, True, False, False]
     answered(dialogue, "2")
     assert contents(dialogue) == ["One " * 50, "1 " * 50, "Two?", "2"]
 
@@ -342,12 +293,11 @@ def test_what_is_left_out_stays_so_until_all_is_wanted_again(dialogue, store, en
         dialogue.ask(prompt)
         answered(dialogue, "1")
     assert kinds(dialogue.trim()) == [TurnsChanged, str]
-    kept_id = dialogue.messages()[2].id
     later = Dialogue(store, engine)
     later.open(dialogue.conversation_id)
-    assert later.first_kept_id() == kept_id
+    assert [each.is_left_out for each in later.messages()] == [True, True, False, False]
     assert kinds(later.read_all()) == [TurnsChanged]
-    assert dialogue.first_kept_id() == 0
+    assert not any(each.is_left_out for each in dialogue.messages())
     with pytest.raises(BadInputError, match="no turn of this conversation is left out"):
         later.read_all()
 

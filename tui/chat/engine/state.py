@@ -5,7 +5,7 @@ widget that shows the machine is fed by this value alone.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from runtime.events import Finished, LevelDrafted, LoadProgress, PrefillProgress, Round
 from tui.chat.engine.messages import (
@@ -188,3 +188,18 @@ def _is_prompt_unread(state: EngineState) -> bool:
 
 def _between_passes(state: EngineState) -> EngineState:
     return replace(state, sentence="", drafted=_NOTHING_DRAFTED, running=replace(state.running, num_done_layers=0))
+
+
+def measured(finished: Finished) -> dict[str, Any]:
+    """Return what an answer cost, under the names that it is stored by."""
+    costs = finished.statistics
+    return {
+        "finish_reason": finished.finish_reason,
+        "num_prompt_tokens": costs.prompt_tokens,
+        "num_new_tokens": costs.new_tokens,
+        "num_rounds": costs.rounds,
+        "prefill_seconds": costs.prefill_seconds,
+        "expected_prefill_seconds": finished.expected_prefill_seconds,
+        "seconds_per_token": costs.seconds_per_token,
+        "link_utilization": costs.link_utilization,
+    }

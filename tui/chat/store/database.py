@@ -4,12 +4,13 @@ Commits reach the operating system at once: a killed process loses none, only a 
 with `synchronous=NORMAL`: waiting for the disk, which also delivers layers, would stall the interface).
 """
 
+import glob
 import os
 import sqlite3
 import stat
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -36,7 +37,7 @@ _SENTENCES = (
 
 APPLICATION_ID = 0x4F565354
 """`OVST` in the file's header: SQLite's own place for whose database this is."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Kept as `user_version`."""
 
 _DRAFTS = """
@@ -52,6 +53,32 @@ CREATE TABLE drafts (
     edit TEXT NOT NULL
 );
 """
+_MESSAGES = """
+CREATE TABLE messages (
+    -- higher than that of the message that it follows
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    -- the message that it follows, 0 for none
+    parent_id INTEGER NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+    content TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('complete', 'streaming', 'stopped', 'failed')),
+    model TEXT NOT NULL,
+    -- a JSON object
+    statistics TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    -- whether a model reads it no longer
+    is_left_out INTEGER NOT NULL DEFAULT 0,
+    -- the process that streams into it
+    writer TEXT,
+    -- the later a branch that was shown and ended here was left, the higher
+    last_shown INTEGER NOT NULL DEFAULT 0
+);
+"""
+_INDEXES = """
+CREATE INDEX messages_by_conversation ON messages (conversation_id, id);
+CREATE INDEX messages_being_written ON messages (writer) WHERE state = 'streaming';
+"""
 _TABLES = f"""{_DRAFTS}
 CREATE TABLE conversations (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -61,30 +88,39 @@ CREATE TABLE conversations (
     updated_at REAL NOT NULL,
     -- NULL unless deleted, which can be undone until it is purged
     deleted_at REAL,
-    -- the first message that a model still reads, 0 for all of them
-    first_kept_id INTEGER NOT NULL DEFAULT 0
+    -- the last message of the branch that is shown, 0 if none is
+    leaf_id INTEGER NOT NULL DEFAULT 0
 );
-CREATE TABLE messages (
-    -- also the order within a conversation
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
-    content TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('complete', 'streaming', 'stopped', 'failed')),
-    model TEXT NOT NULL,
-    -- a JSON object
-    statistics TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    -- the process that streams into it
-    writer TEXT,
-    -- NULL unless dropped; messages dropped together share it, and later drops have higher ones
-    drop_number INTEGER,
-    -- the message that they followed, 0 if none
-    dropped_after INTEGER
-);
-CREATE INDEX messages_by_conversation ON messages (conversation_id, id);
-CREATE INDEX messages_being_written ON messages (writer) WHERE state = 'streaming';
+{_MESSAGES}{_INDEXES}
 """
+_MAKE_A_TREE = (  # of messages that were dropped together, in place of which others came
+    "ALTER TABLE conversations ADD COLUMN leaf_id INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE messages RENAME TO messages_4",
+    _MESSAGES,
+    """
+    INSERT INTO messages (
+        id, conversation_id, parent_id, role, content, state, model, statistics, created_at, is_left_out, writer
+    )
+    SELECT m.id, m.conversation_id, coalesce(
+            (SELECT p.id FROM messages_4 p WHERE p.conversation_id = m.conversation_id AND p.id < m.id
+                AND p.drop_number IS m.drop_number ORDER BY p.id DESC LIMIT 1),
+            (SELECT p.id FROM messages_4 p WHERE p.conversation_id = m.conversation_id AND p.id < m.id
+                AND p.id = m.dropped_after),
+            0
+        ), m.role, m.content, m.state, m.model, m.statistics, m.created_at, m.id < c.first_kept_id, m.writer
+    FROM messages_4 m JOIN conversations c ON c.id = m.conversation_id
+    """,
+    "UPDATE messages SET last_shown = number FROM (SELECT max(id) AS last_id, drop_number AS number FROM messages_4 "
+    "WHERE drop_number IS NOT NULL GROUP BY conversation_id, drop_number) WHERE id = last_id",
+    "UPDATE conversations SET leaf_id = coalesce("
+    "(SELECT max(id) FROM messages_4 WHERE conversation_id = conversations.id AND drop_number IS NULL), 0)",
+    # No id is used again, not even that of a message that is gone.
+    "UPDATE sqlite_sequence SET seq = (SELECT seq FROM sqlite_sequence WHERE name = 'messages_4') "
+    "WHERE name = 'messages'",
+    "DROP TABLE messages_4",
+    *_INDEXES.strip().splitlines(),
+    "ALTER TABLE conversations DROP COLUMN first_kept_id",
+)
 _UPGRADES = {
     1: ("ALTER TABLE conversations ADD COLUMN first_kept_id INTEGER NOT NULL DEFAULT 0",),
     2: (  # an index of trigrams, larger than the text itself, which is looked through faster than a person types
@@ -92,13 +128,14 @@ _UPGRADES = {
         "DROP TABLE IF EXISTS message_index",
     ),
     3: (_DRAFTS,),
+    4: _MAKE_A_TREE,
 }
 """What makes the next version's tables of a version's."""
 
 _COLUMNS = (
-    "SELECT id, title, system_prompt, created_at, updated_at, deleted_at, first_kept_id FROM conversations LIMIT 0",
-    "SELECT id, conversation_id, role, content, state, model, statistics, created_at, writer, drop_number, "
-    "dropped_after FROM messages LIMIT 0",
+    "SELECT id, title, system_prompt, created_at, updated_at, deleted_at, leaf_id FROM conversations LIMIT 0",
+    "SELECT id, conversation_id, parent_id, role, content, state, model, statistics, created_at, is_left_out, writer, "
+    "last_shown FROM messages LIMIT 0",
     "SELECT id, conversation_id, writer, text, edited_id, edit FROM drafts LIMIT 0",
 )
 
@@ -127,20 +164,20 @@ class ConversationDatabase:
     """
 
     notice: str | None = None
-    """One sentence if a damaged file had to be set aside."""
+    """One sentence if a damaged file had to be set aside, or one of an earlier version was brought up to date."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.RLock()
         self._held: int | None = None  # the file, to see whether it still has a name
         if path is None:
-            self._connection = _connect(":memory:")
+            self._connection, _ = _connect(":memory:", None)
             return
         with _as_sentences(path):
             _make_private(path)
             try:
                 _check_header(path)
-                self._connection = _connect(str(path))
+                self._connection, earlier = _connect(str(path), path)
             except (ForeignSchemaError, sqlite3.DatabaseError) as error:
                 if not _is_damage(error):
                     raise
@@ -150,7 +187,12 @@ class ConversationDatabase:
                     f"{one_line(aside.name)} and a new one begun"
                 )
                 _make_private(path)
-                self._connection = _connect(str(path))
+                self._connection, earlier = _connect(str(path), path)
+            if earlier is not None:
+                self.notice = (
+                    "conversations have branches from now on; as they were before, they stay in "
+                    f"{one_line(earlier.name)} for 30 days"
+                )
             self._held = os.open(path, os.O_RDONLY)
 
     @contextmanager
@@ -169,6 +211,15 @@ class ConversationDatabase:
                     f"{one_line(str(self._path))} was removed while it was open; start again to begin a new one"
                 )
             yield self._connection
+
+    def remove_earlier(self, *, until: float) -> None:
+        """Remove copies of earlier versions that were made by then, in Unix time."""
+        if self._path is None:
+            return
+        for copy in self._path.parent.glob(f"{glob.escape(self._path.stem)}-version-*{self._path.suffix}"):
+            with suppress(OSError):
+                if copy.stat().st_mtime <= until:
+                    copy.unlink()
 
     def close(self) -> None:
         with self._lock:
@@ -197,8 +248,11 @@ def _check_header(path: Path) -> None:
         raise ForeignSchemaError("it is no SQLite database")
 
 
-def _connect(name: str) -> sqlite3.Connection:
-    """Open, check and prepare; the connection is closed if any of that fails."""
+def _connect(name: str, path: Path | None) -> tuple[sqlite3.Connection, Path | None]:
+    """Open, check and prepare; the connection is closed if any of that fails.
+
+    Return also the copy of what an earlier version of the program wrote, if it did.
+    """
     connection = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     try:
@@ -208,13 +262,42 @@ def _connect(name: str) -> sqlite3.Connection:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise ForeignSchemaError("its pages are damaged")
+        earlier = None if path is None else _copy_earlier(connection, path)
         prepare_schema(connection)
         connection.execute("PRAGMA journal_mode = WAL")  # not before, since it writes into the file
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, earlier
+
+
+def _copy_earlier(connection: sqlite3.Connection, path: Path) -> Path | None:
+    """Copy a database of an earlier version before its tables are changed; None if it is of no such version."""
+    version = _version(connection)
+    if not 1 <= version < SCHEMA_VERSION:
+        return None
+    kept = path.with_stem(f"{path.stem}-version-{version}")
+    part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+    try:
+        os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, _PRIVATE_FILE))
+        copy = sqlite3.connect(part)
+        try:
+            connection.backup(copy)
+            is_earlier = _version(copy) == version  # else another program that started now has just changed it
+        finally:
+            copy.close()
+        if is_earlier:
+            part.replace(kept)
+    finally:
+        part.unlink(missing_ok=True)
+    return kept if is_earlier else None
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Return the version of our tables; 0 if they are not ours, or not there yet."""
+    is_ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+    return int(connection.execute("PRAGMA user_version").fetchone()[0]) if is_ours else 0
 
 
 def _is_damage(error: Exception) -> bool:
@@ -271,9 +354,8 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 def _bring_up_to_date(connection: sqlite3.Connection) -> None:
     """Check that the tables are ours, after adding what their version lacks."""
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application_id != APPLICATION_ID or version < 1:
+    version = _version(connection)
+    if version < 1:
         raise ForeignSchemaError("it is the database of another program")
     if version > SCHEMA_VERSION:
         raise NewerSchemaError(

@@ -13,9 +13,9 @@ class Draft:
 
     text: str = ""
     edited_id: int = 0
-    """The prompt that `edit` is to take the place of; 0 for none."""
+    """The message that `edit` is to take the place of; 0 for none."""
     edit: str = ""
-    """What was written beside the text: an earlier prompt that is being changed."""
+    """What was written beside the text: an earlier message that is being changed."""
 
 
 def select_draft(

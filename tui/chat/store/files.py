@@ -1,7 +1,8 @@
 """Conversations as files: Markdown to read, JSON to keep and to bring back; never written over another file.
 
-JSON holds everything but ids, exactly. In Markdown, what a terminal would obey is shown as text, since people print
-such files. Imported files may have been edited by hand: every value is checked.
+JSON holds all branches, everything but ids, exactly; Markdown the branch that is shown. In that,
+what a terminal would obey is shown as text, since people print such files. Imported files may have been edited by hand:
+every value is checked.
 """
 
 import json
@@ -17,18 +18,21 @@ from offload.errors import WriteError
 from profiles.errors import BadInputError, ProfileError, quote
 from profiles.files import parse_json_text, read_regular_file
 from profiles.records import read_value
+from tui.chat.store.branches import ROOT, MessageTree, Node
 from tui.chat.store.private_files import create_private_file, free_path
 from tui.chat.store.records import Conversation, StoredMessage, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
 FORMAT = "overstory conversation"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_FILE_BYTES = 64 << 20
 _MAX_NAME_LENGTH = 50
 """Characters of a title in a file's name, which may take 255 bytes."""
 
 _CONVERSATION_FIELDS = ("title", "system_prompt", "created_at", "updated_at")
 _MESSAGE_FIELDS = ("role", "content", "state", "model", "statistics", "created_at")
+_FOLLOWS, _SHOWN_UNTIL = "follows", "shown_until"
+"""The number of a message in the file, from 1, or 0 for none; new with version 2, before which there was one branch."""
 # Legal in JSON, but a terminal obeys the first range and some readers end the line at the other two.
 _UNSAFE_IN_LINES = re.compile("[\x7f-\x9f\u2028\u2029]")
 
@@ -48,15 +52,17 @@ def free_export_path(folder: Path, conversation: Conversation, *, suffix: str) -
 def export_conversation(path: Path, conversation: Conversation, messages: Sequence[StoredMessage]) -> None:
     """Write a new file, Markdown or JSON by the path's suffix, `.md` or `.json`; makes its folder if need be.
 
+    `messages` are those of all branches; Markdown holds the branch that ends with the conversation's leaf.
+
     Raises:
         BadInputError: another suffix, or the file is there already.
         WriteError: the disk is full, or not writable; no part of the file is left.
     """
-    formats = {".md": to_markdown, ".json": to_json}
-    where = one_line(str(path))
-    if path.suffix.lower() not in formats:
-        raise BadInputError(f"{where} must end in {' or '.join(formats)}, which says what to write")
-    text = formats[path.suffix.lower()](conversation, messages)
+    suffix, where = path.suffix.lower(), one_line(str(path))
+    if suffix not in (".md", ".json"):
+        raise BadInputError(f"{where} must end in .md or .json, which says what to write")
+    shown = _branch(messages, conversation.leaf_id)
+    text = to_json(conversation, messages) if suffix == ".json" else to_markdown(conversation, shown)
     try:
         create_private_file(path, text.encode())
     except FileExistsError as error:
@@ -68,7 +74,7 @@ def export_conversation(path: Path, conversation: Conversation, messages: Sequen
 
 
 def import_conversation(path: Path) -> tuple[Conversation, tuple[StoredMessage, ...]]:
-    """Read a JSON file of ours; ids are 0 until a store gives some.
+    """Read a JSON file of ours; ids are the messages' numbers in the file until a store gives some.
 
     Raises:
         BadInputError: the file cannot be read, is of a newer version, or holds something else.
@@ -86,18 +92,23 @@ def import_conversation(path: Path) -> tuple[Conversation, tuple[StoredMessage, 
 
 
 def to_markdown(conversation: Conversation, messages: Sequence[StoredMessage]) -> str:
-    """Write the conversation for a reader, with one heading for each turn."""
+    """Write the messages of one branch for a reader, with one heading for each turn."""
     text = "\n\n".join(_paragraphs(conversation, messages)) + "\n"
     return show_terminal_escapes(storable(text.replace("\r\n", "\n")))
 
 
 def to_json(conversation: Conversation, messages: Sequence[StoredMessage]) -> str:
-    """Write the conversation to be kept, one field a line; `from_json` reads it."""
+    """Write all branches of the conversation to be kept, one field a line; `from_json` reads it."""
+    numbers = {ROOT: 0} | {message.id: number for number, message in enumerate(messages, 1)}
     record = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
         **{name: getattr(conversation, name) for name in _CONVERSATION_FIELDS},
-        "messages": [{name: getattr(message, name) for name in _MESSAGE_FIELDS} for message in messages],
+        _SHOWN_UNTIL: numbers[conversation.leaf_id],
+        "messages": [
+            {_FOLLOWS: numbers[message.parent_id]} | {name: getattr(message, name) for name in _MESSAGE_FIELDS}
+            for message in messages
+        ],
     }
     text = storable(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
     return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -108,16 +119,34 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[StoredMessage, ...]]:
     record = parse_json_text(raw)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ValueError(f"it does not say that its format is {FORMAT!r}")
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(
-            f"its schema_version is {quote(record.get('schema_version'))}, and this program reads {SCHEMA_VERSION}"
-        )
-    _check_keys("the conversation", record, ("format", "schema_version", *_CONVERSATION_FIELDS, "messages"))
+    version: object = record.get("schema_version")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        known = " and ".join(map(str, range(1, SCHEMA_VERSION + 1)))
+        raise ValueError(f"its schema_version is {quote(version)}, and this program reads {known}")
+    has_branches = version > 1
+    fields = (*_CONVERSATION_FIELDS, *[_SHOWN_UNTIL] * has_branches)
+    _check_keys("the conversation", record, ("format", "schema_version", *fields, "messages"))
     conversation: Conversation = read_value(Conversation, record)
-    for index, each in enumerate(read_value(list[dict[str, Any]], record["messages"], where="messages")):
-        _check_keys(f"messages[{index}]", each, _MESSAGE_FIELDS)
-    messages = read_value(tuple[StoredMessage, ...], record["messages"], where="messages")
-    return replace(conversation, num_messages=len(messages)), messages
+    raw_messages = read_value(list[dict[str, Any]], record["messages"], where="messages")
+    for index, each in enumerate(raw_messages):
+        _check_keys(f"messages[{index}]", each, (*[_FOLLOWS] * has_branches, *_MESSAGE_FIELDS))
+    read: tuple[StoredMessage, ...] = read_value(tuple[StoredMessage, ...], record["messages"], where="messages")
+    parents = [each[_FOLLOWS] if has_branches else index for index, each in enumerate(raw_messages)]
+    for index, parent in enumerate(parents):
+        _check_number(f"messages[{index}].{_FOLLOWS}", parent, most=index)
+    leaf_id = record[_SHOWN_UNTIL] if has_branches else len(read)
+    _check_number(_SHOWN_UNTIL, leaf_id, most=len(read))
+    messages = tuple(
+        replace(message, id=number, parent_id=parent)
+        for number, (message, parent) in enumerate(zip(read, parents, strict=True), 1)
+    )
+    return replace(conversation, num_messages=len(_branch(messages, leaf_id)), leaf_id=leaf_id), messages
+
+
+def _branch(messages: Sequence[StoredMessage], leaf_id: int) -> list[StoredMessage]:
+    """Return those on the branch that ends there."""
+    path = frozenset(MessageTree(Node(each.id, each.parent_id) for each in messages).path(leaf_id))
+    return [message for message in messages if message.id in path]
 
 
 def _paragraphs(conversation: Conversation, messages: Sequence[StoredMessage]) -> Iterator[str]:
@@ -144,3 +173,9 @@ def _check_keys(name: str, record: dict[str, Any], expected: Sequence[str]) -> N
         raise ValueError(f"{name} has no {', '.join(missing)}")
     if unknown := [quote(key) for key in record if key not in expected]:
         raise ValueError(f"{name} has {', '.join(unknown)}, which this program does not know")
+
+
+def _check_number(name: str, value: object, *, most: int) -> None:
+    """Refuse what is no number of an earlier message in the file."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} is {quote(value)}, and must be a number from 0 to {most}")

@@ -59,9 +59,9 @@ class Conversation:
     updated_at: UnixTime
     """When something was last said in it."""
     num_messages: int = 0
-    """Messages in it, without those that were dropped."""
-    first_kept_id: int = 0
-    """The first message that a model still reads, where the oldest turns were left out; 0 for all of them."""
+    """Messages of the branch that is shown."""
+    leaf_id: int = 0
+    """The last message of the branch that is shown; 0 if none is."""
     deleted_at: UnixTime | None = None
     """When it was deleted, from when on it can be brought back for a while."""
 
@@ -75,8 +75,10 @@ class StoredMessage:
     """One prompt or one answer."""
 
     id: int = 0
-    """Never used again; a later message of a conversation has a higher one; 0 until a store gives one."""
+    """Never used again; higher than that of the message that it follows; 0 until a store gives one."""
     conversation_id: int = 0
+    parent_id: int = 0
+    """The message that it follows; 0 for none."""
     role: Role
     content: str
     """As it was written or arrived: may hold terminal escapes."""
@@ -87,6 +89,8 @@ class StoredMessage:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     """What was measured of an answer, as it was handed in: JSON values by name."""
     created_at: UnixTime
+    is_left_out: bool = False
+    """Whether a model reads it no longer, since the context had no room."""
 
     @property
     def thinking(self) -> Thinking | None:

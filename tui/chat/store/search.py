@@ -32,7 +32,7 @@ class SearchHit:
     matches: tuple[tuple[int, int], ...]
     """Start and end of each term's occurrences within the snippet, in order."""
     message_id: int = 0
-    """The newest such message; 0 where only the title holds the terms."""
+    """The newest such message, on whatever branch; 0 where only the title holds the terms."""
 
 
 def search_terms(query: str) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _messages(connection: sqlite3.Connection, terms: Sequence[str]) -> list[tupl
     return connection.execute(
         "SELECT c.id, c.title, m.content, max(m.id) AS newest "
         "FROM messages m JOIN conversations c ON c.id = m.conversation_id "
-        f"WHERE m.drop_number IS NULL AND c.deleted_at IS NULL AND {_holds_all('m.content', terms)} "
+        f"WHERE c.deleted_at IS NULL AND {_holds_all('m.content', terms)} "
         "GROUP BY c.id ORDER BY newest DESC LIMIT ?",
         (*terms, MAX_HITS),
     ).fetchall()

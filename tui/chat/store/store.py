@@ -1,10 +1,11 @@
 """Conversations, kept in SQLite: every prompt, every piece of every answer, as soon as it is there.
 
-Deleted conversations and dropped messages stay restorable. Several instances of the app may use one database, each
-with one store, which may be called from any thread.
+Deleted conversations stay restorable, and what is no longer shown stays on its branch. Several instances of the app may
+use one database, each with one store, which may be called from any thread.
 """
 
 import json
+import math
 import os
 import sqlite3
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from profiles.errors import BadInputError
-from tui.chat.store.alternatives import Place, drop_messages, step
+from tui.chat.store.branches import ROOT, Branch, MessageTree, Node, Place
 from tui.chat.store.database import ConversationDatabase, ConversationStoreError
 from tui.chat.store.drafts import Draft, replace_draft, select_draft
 from tui.chat.store.records import (
@@ -30,16 +31,23 @@ from tui.chat.store.search import SearchHit, find_hits
 
 UNDO_SECONDS = 30 * 86400.0
 """How long a deleted conversation can be brought back."""
+MAX_BRANCH_WORDS = 200
+"""Characters of the messages that tell a branch from others."""
 _CLOCK_SECONDS = 10.0
 """A process's start time is derived from the system's clock, which may have been set since."""
 
-_ALL_CONVERSATIONS = """
-SELECT id, title, system_prompt, created_at, updated_at, deleted_at, first_kept_id,
-    (SELECT count(*) FROM messages WHERE conversation_id = c.id AND drop_number IS NULL) AS num_messages
+_SHOWN = "WITH RECURSIVE shown (id) AS (SELECT {leaf} UNION SELECT parent_id FROM messages JOIN shown USING (id))"
+"""The messages of the branch that ends with a leaf, and 0."""
+_ALL_CONVERSATIONS = f"""
+SELECT id, title, system_prompt, created_at, updated_at, deleted_at, leaf_id,
+    ({_SHOWN.format(leaf="c.leaf_id")} SELECT count(*) FROM messages JOIN shown USING (id)) AS num_messages
 FROM conversations c
 """
 _CONVERSATIONS = f"{_ALL_CONVERSATIONS} WHERE deleted_at IS NULL"
-_MESSAGES = "SELECT id, conversation_id, role, content, state, model, statistics, created_at FROM messages"
+_MESSAGES = (
+    "SELECT id, conversation_id, parent_id, role, content, state, model, statistics, created_at, is_left_out "
+    "FROM messages"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +72,7 @@ class ConversationStore:
         """Open the database at `path`, made if need be; None keeps everything in memory."""
         self._database = ConversationDatabase(path)
         self.notice = self._database.notice
-        """One sentence for the user if a damaged database had to be set aside."""
+        """One sentence for the user if a damaged database had to be set aside, or an earlier one was changed."""
         self._clock = clock
         self._unsaved_drafts: dict[int | None, Draft] = {}  # the same of drafts, by conversation
         self._unsaved: dict[int, _Unsaved] = {}  # answers that the disk has had no room for yet, by their ids
@@ -102,7 +110,11 @@ class ConversationStore:
     def add_conversation(
         self, conversation: Conversation, messages: Sequence[StoredMessage], *, is_used_now: bool = True
     ) -> Conversation:
-        """Add a whole conversation, such as an imported one, under new ids; it counts as used now, or when it was."""
+        """Add a whole conversation, such as an imported one, under new ids; it counts as used now, or when it was.
+
+        Messages without an id follow each other. The branch that is shown ends with the conversation's leaf, or with
+        the last message if that is 0.
+        """
         title, system_prompt = _title_line(conversation.title), storable(conversation.system_prompt)
         used_at = self._clock() if is_used_now else conversation.updated_at
         with self._database.writing() as connection:
@@ -113,9 +125,14 @@ class ConversationStore:
                 ).lastrowid
                 or 0
             )
+            ids, last_id = {ROOT: ROOT}, ROOT
             for message in messages:
+                parent_id = ids[message.parent_id] if message.id else last_id
                 state: MessageState = "stopped" if message.state == "streaming" else message.state
-                _insert(connection, replace(message, conversation_id=added_id, state=state))
+                added = replace(message, conversation_id=added_id, parent_id=parent_id, state=state)
+                last_id = ids[message.id or -1] = _insert(connection, added).id
+            leaf_id = ids[conversation.leaf_id] if conversation.leaf_id else last_id
+            connection.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf_id, added_id))
             return _select_conversation(connection, added_id)
 
     def conversation(self, conversation_id: int) -> Conversation:
@@ -138,8 +155,13 @@ class ConversationStore:
         self._update(conversation_id, system_prompt=storable(system_prompt))
 
     def leave_out_before(self, conversation_id: int, message_id: int) -> None:
-        """Let a model read only that message and those after it from now on; 0 for all of them."""
-        self._update(conversation_id, first_kept_id=message_id)
+        """Let a model read only that message of the branch shown and those after it from now on; 0 for all of them."""
+        with self._database.writing() as connection:
+            leaf_id = _select_conversation(connection, conversation_id).leaf_id
+            connection.execute(
+                f"{_SHOWN.format(leaf='?')} UPDATE messages SET is_left_out = id < ? WHERE id IN shown",
+                (leaf_id, message_id),
+            )
 
     def delete_conversation(self, conversation_id: int) -> None:
         """Take it out of lists and searches; `undo_delete` brings it back for UNDO_SECONDS."""
@@ -163,27 +185,84 @@ class ConversationStore:
             query = "DELETE FROM conversations WHERE id = ? AND deleted_at IS NOT NULL"
             if not connection.execute(query, (conversation_id,)).rowcount:
                 raise _unknown(f"deleted conversation {conversation_id}")
+        self._database.remove_earlier(until=math.inf)  # which have it too
 
     def purge_deleted(self, *, older_than_seconds: float) -> int:
         """Remove for good what was deleted so long ago, overwrite it, and return how many conversations that were."""
+        deleted_until = self._clock() - older_than_seconds
+        self._database.remove_earlier(until=deleted_until)
         with self._database.writing() as connection:
-            deleted_until = self._clock() - older_than_seconds
             deleted = connection.execute("DELETE FROM conversations WHERE deleted_at <= ?", (deleted_until,))
             return deleted.rowcount
 
     def messages(self, conversation_id: int) -> list[StoredMessage]:
-        """Return the messages, oldest first, without those that were dropped."""
+        """Return the messages of the branch that is shown, oldest first."""
+        with self._database.reading() as connection:
+            return self.messages_until(_select_conversation(connection, conversation_id).leaf_id)
+
+    def messages_until(self, message_id: int) -> list[StoredMessage]:
+        """Return the messages of the branch that leads to this one, itself included, oldest first; none for 0."""
+        with self._database.reading() as connection:
+            query = f"{_SHOWN.format(leaf='?')} {_MESSAGES} WHERE id IN shown ORDER BY id"
+            return [self._whole(_to_message(row)) for row in connection.execute(query, (message_id,))]
+
+    def all_messages(self, conversation_id: int) -> list[StoredMessage]:
+        """Return the messages of all branches, in the order in which they were begun."""
         with self._database.reading() as connection:
             _select_conversation(connection, conversation_id)
-            query = f"{_MESSAGES} WHERE conversation_id = ? AND drop_number IS NULL ORDER BY id"
+            query = f"{_MESSAGES} WHERE conversation_id = ? ORDER BY id"
             return [self._whole(_to_message(row)) for row in connection.execute(query, (conversation_id,))]
+
+    def versions(self, conversation_id: int) -> dict[int, tuple[int, ...]]:
+        """Return what else follows the same message as each of the branch shown, itself included; where there is any.
+
+        In the order in which they were begun.
+        """
+        with self._database.reading() as connection:
+            leaf_id = _select_conversation(connection, conversation_id).leaf_id
+            tree = _select_tree(connection, conversation_id)
+            versions = {message_id: tree.versions(message_id) for message_id in tree.path(leaf_id)}
+        return {message_id: each for message_id, each in versions.items() if len(each) > 1}
+
+    def versions_of(self, message_id: int) -> tuple[int, ...]:
+        """Return what follows the same message as this one, itself included, in the order in which they were begun."""
+        with self._database.reading() as connection:
+            message = _select_message(connection, message_id)
+            query = "SELECT id FROM messages WHERE conversation_id = ? AND parent_id = ? ORDER BY id"
+            return tuple(row[0] for row in connection.execute(query, (message.conversation_id, message.parent_id)))
+
+    def branches(self, conversation_id: int) -> list[Branch]:
+        """Return the branches, that which was written to last in front."""
+        with self._database.reading() as connection:
+            shown_id = _select_conversation(connection, conversation_id).leaf_id
+            tree = _select_tree(connection, conversation_id)
+            return [
+                _branch(connection, tree, leaf_id, is_shown=leaf_id == shown_id) for leaf_id in reversed(tree.leaves())
+            ]
+
+    def show(self, message_id: int) -> None:
+        """Show the branch with that message; of those that have it, the one that was shown last."""
+        with self._database.writing() as connection:
+            conversation_id = _select_message(connection, message_id).conversation_id
+            tree = _select_tree(connection, conversation_id)
+            if message_id not in tree.path(_select_conversation(connection, conversation_id).leaf_id):
+                _go_to(connection, conversation_id, tree.latest_leaf(message_id))
+
+    def branch_off(self, message_id: int) -> None:
+        """Show the branch up to this message, which is left away; what is added next takes its place.
+
+        For another answer to the same prompt, or another prompt in place of one: `step_back` takes it back.
+        """
+        with self._database.writing() as connection:
+            message = _select_message(connection, message_id)
+            _go_to(connection, message.conversation_id, message.parent_id)
 
     def recent_prompts(self, *, limit: int) -> list[str]:
         """Return the last prompts of all conversations, oldest first, each text once."""
         with self._database.reading() as connection:
             query = (
                 "SELECT m.content FROM messages m JOIN conversations c ON c.id = m.conversation_id "
-                "WHERE m.role = 'user' AND m.drop_number IS NULL AND c.deleted_at IS NULL ORDER BY m.id DESC LIMIT ?"
+                "WHERE m.role = 'user' AND c.deleted_at IS NULL ORDER BY m.id DESC LIMIT ?"
             )
             newest_first = dict.fromkeys(content for (content,) in connection.execute(query, (limit,)))
             return list(newest_first)[::-1]
@@ -211,12 +290,12 @@ class ConversationStore:
         self._unsaved_drafts.pop(conversation_id, None)
 
     def message(self, message_id: int) -> StoredMessage:
-        """Return one message, even if it was dropped."""
+        """Return one message, on whatever branch."""
         with self._database.reading() as connection:
             return self._whole(_select_message(connection, message_id))
 
     def append_prompt(self, conversation_id: int, content: str) -> StoredMessage:
-        """Add what the user says; names the conversation if it has no title yet."""
+        """Add what the user says to the branch shown; names the conversation if it has no title yet."""
         with self._database.writing() as connection:
             now = self._clock()
             title = _select_conversation(connection, conversation_id).title or _title_line(title_of_prompt(content))
@@ -224,10 +303,10 @@ class ConversationStore:
             prompt = StoredMessage(
                 conversation_id=conversation_id, role="user", content=content, state="complete", created_at=now
             )
-            return _insert(connection, prompt)
+            return _add(connection, prompt)
 
     def begin_answer(self, conversation_id: int, *, model: str) -> StoredMessage:
-        """Add an empty answer that streams."""
+        """Add an empty answer that streams to the branch shown."""
         token = self._writer_token()
         with self._database.writing() as connection:
             now = self._clock()
@@ -240,7 +319,7 @@ class ConversationStore:
                 model=model,
                 created_at=now,
             )
-            return _insert(connection, answer, writer=token)
+            return _add(connection, answer, writer=token)
 
     def continue_answer(self, message_id: int) -> StoredMessage:
         """Let an answer that has ended stream again, from its end on."""
@@ -268,26 +347,15 @@ class ConversationStore:
         self._extend(message_id, "", state=state, statistics=None if statistics is None else _to_json(statistics))
         return self.message(message_id)
 
-    def drop_messages_from(self, message_id: int) -> int:
-        """Take this message and all after it out of the conversation, and return how many.
-
-        For another answer to the same prompt, or another prompt in place of one: `step_back` takes it back.
-        """
-        with self._database.writing() as connection:
-            conversation_id = _select_message(connection, message_id).conversation_id
-            query = "SELECT coalesce(max(id), 0) FROM messages WHERE conversation_id = ? AND drop_number IS NULL"
-            (before,) = connection.execute(f"{query} AND id < ?", (conversation_id, message_id)).fetchone()
-            return drop_messages(connection, conversation_id, after=before)
-
     def step_back(self, conversation_id: int) -> Place | None:
-        """Bring back what was dropped in place of what came after, which `step_forth` brings back; None if nothing was.
+        """Show the version before, at the last place that has one, or what was cleared; None if there is none.
 
-        Every call goes one alternative further back, in the order in which they were begun.
+        Every call goes one version further back, in the order in which they were begun.
         """
         return self._step(conversation_id, is_back=True)
 
     def step_forth(self, conversation_id: int) -> Place | None:
-        """Bring back what came after what is shown; None if nothing did."""
+        """Show the version after, at the last place that has one; None if there is none."""
         return self._step(conversation_id, is_back=False)
 
     @property
@@ -296,10 +364,9 @@ class ConversationStore:
         return bool(self._unsaved or self._unsaved_drafts)
 
     def unsaved(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Return the conversations with answers of which a part is in memory alone, and the texts of such drafts."""
-        ids = dict.fromkeys(self.message(message_id).conversation_id for message_id in self._unsaved)
+        """Return the answers of which a part is in memory alone, and the texts of such drafts."""
         texts = (text for draft in self._unsaved_drafts.values() for text in (draft.text, draft.edit))
-        return tuple(ids), tuple(text for text in texts if text)
+        return tuple(self._unsaved), tuple(text for text in texts if text)
 
     def save_unsaved(self) -> None:
         """Save what could not be saved before; what belongs to a conversation that was purged since is given up."""
@@ -375,8 +442,15 @@ class ConversationStore:
 
     def _step(self, conversation_id: int, *, is_back: bool) -> Place | None:
         with self._database.writing() as connection:
-            _select_conversation(connection, conversation_id)
-            return step(connection, conversation_id, is_back=is_back)
+            leaf_id = _select_conversation(connection, conversation_id).leaf_id
+            tree = _select_tree(connection, conversation_id)
+            wanted_id = tree.neighbour(leaf_id, is_back=is_back)
+            if wanted_id is None:
+                return None
+            _go_to(connection, conversation_id, tree.latest_leaf(wanted_id))
+            versions = tree.versions(wanted_id)
+            is_answer = _select_message(connection, wanted_id).role == "assistant"
+            return Place(versions.index(wanted_id) + 1, len(versions), is_answer=is_answer, message_id=wanted_id)
 
     def _writer_token(self) -> str:
         if self._token is None:
@@ -436,6 +510,43 @@ def _select_message(connection: sqlite3.Connection, message_id: int | None) -> S
     return _to_message(row)
 
 
+def _select_tree(connection: sqlite3.Connection, conversation_id: int) -> MessageTree:
+    query = "SELECT id, parent_id, last_shown FROM messages WHERE conversation_id = ?"
+    return MessageTree(Node(*row) for row in connection.execute(query, (conversation_id,)))
+
+
+def _branch(connection: sqlite3.Connection, tree: MessageTree, leaf_id: int, *, is_shown: bool) -> Branch:
+    parting = _select_message(connection, tree.parting(leaf_id))
+    parent = _select_message(connection, parting.parent_id) if parting.parent_id else None
+    return Branch(
+        leaf_id=leaf_id,
+        num_messages=len(tree.path(leaf_id)),
+        role=parting.role,
+        words=parting.content[:MAX_BRANCH_WORDS],
+        follows=parent.content[:MAX_BRANCH_WORDS] if parent is not None else "",
+        updated_at=_select_message(connection, leaf_id).created_at,
+        is_shown=is_shown,
+    )
+
+
+def _go_to(connection: sqlite3.Connection, conversation_id: int, leaf_id: int) -> None:
+    """Show the branch that ends there, and remember where the one shown so far does."""
+    connection.execute(
+        "UPDATE messages SET last_shown = 1 + (SELECT max(last_shown) FROM messages WHERE conversation_id = ?1) "
+        "WHERE id = (SELECT leaf_id FROM conversations WHERE id = ?1)",
+        (conversation_id,),
+    )
+    connection.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf_id, conversation_id))
+
+
+def _add(connection: sqlite3.Connection, message: StoredMessage, *, writer: str | None = None) -> StoredMessage:
+    """Store a message at the end of the branch that is shown."""
+    parent_id = _select_conversation(connection, message.conversation_id).leaf_id
+    added = _insert(connection, replace(message, parent_id=parent_id), writer=writer)
+    connection.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (added.id, added.conversation_id))
+    return added
+
+
 def _insert(connection: sqlite3.Connection, message: StoredMessage, *, writer: str | None = None) -> StoredMessage:
     """Store a message under a new id, and return it as it is stored."""
     values = asdict(message) | {
@@ -463,7 +574,8 @@ def _stop_answers(connection: sqlite3.Connection, writer: str | None) -> None:
 
 
 def _to_message(row: sqlite3.Row) -> StoredMessage:
-    return StoredMessage(**{**row, "statistics": json.loads(row["statistics"])})
+    read = {"statistics": json.loads(row["statistics"]), "is_left_out": bool(row["is_left_out"])}
+    return StoredMessage(**{**row, **read})
 
 
 def _to_json(statistics: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ the rate at which it comes on average.
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from textual.app import ComposeResult
@@ -22,6 +23,7 @@ from tui.chat.widgets.attachments import FoldedText
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.chat.widgets.thinking import ThinkingFold
+from tui.chat.widgets.turn_head import TurnHead
 from tui.chat.widgets.welcome import Greeting, Welcome
 from tui.terminal_text import counted, one_line, show_terminal_escapes
 
@@ -48,13 +50,14 @@ class PromptTurn(Vertical):
 
     DEFAULT_CLASSES = "turn prompt-turn"
 
-    def __init__(self, message: StoredMessage) -> None:
+    def __init__(self, message: StoredMessage, head: TurnHead | None = None) -> None:
         super().__init__()
         self.message = message
+        self.head = head or TurnHead(message)
 
     def compose(self) -> ComposeResult:
         attachments, text = split_attachments(self.message.content)
-        yield Static("you", markup=False, classes="turn-name")
+        yield self.head
         yield from map(FoldedText, attachments)
         yield Static(shown_text(text), markup=False, classes="prompt-text")
 
@@ -64,16 +67,24 @@ class AnswerTurn(Vertical):
 
     DEFAULT_CLASSES = "turn answer-turn"
 
-    def __init__(self, message: StoredMessage, *, wraps_code: bool = False, opens_thinking: bool = False) -> None:
+    def __init__(
+        self,
+        message: StoredMessage,
+        head: TurnHead | None = None,
+        *,
+        wraps_code: bool = False,
+        opens_thinking: bool = False,
+    ) -> None:
         super().__init__()
         self.message = message
+        self.head = head or TurnHead(message)
         self._markdown = AnswerMarkdown(shown_text(message.content), wraps_code=wraps_code)
         self._caption = Static(markup=False, classes="turn-caption")
         self.thinking = ThinkingFold(message.thinking, is_open=opens_thinking)
         self._is_told = False  # elsewhere, why it failed
 
     def compose(self) -> ComposeResult:
-        yield Static(one_line(self.message.model) or "model", markup=False, classes="turn-name")
+        yield self.head
         yield self.thinking
         yield self._markdown
         yield self._caption
@@ -120,14 +131,19 @@ class AnswerTurn(Vertical):
 
 
 def turn_view(
-    message: StoredMessage, *, first_kept_id: int = 0, wraps_code: bool = False, opens_thinking: bool = False
+    message: StoredMessage,
+    *,
+    versions: Sequence[int] = (),
+    wraps_code: bool = False,
+    opens_thinking: bool = False,
 ) -> PromptTurn | AnswerTurn:
-    """Return the widget that shows a message; one before `first_kept_id` is marked as left out."""
+    """Return the widget that shows a message, which is one of these versions; one that is left out is marked."""
+    head = TurnHead(message, versions)
     if message.role == "user":
-        turn: PromptTurn | AnswerTurn = PromptTurn(message)
+        turn: PromptTurn | AnswerTurn = PromptTurn(message, head)
     else:
-        turn = AnswerTurn(message, wraps_code=wraps_code, opens_thinking=opens_thinking)
-    turn.set_class(message.id < first_kept_id, "-left-out")
+        turn = AnswerTurn(message, head, wraps_code=wraps_code, opens_thinking=opens_thinking)
+    turn.set_class(message.is_left_out, "-left-out")
     return turn
 
 
@@ -208,18 +224,20 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._drawing: Timer  # runs while arrived text waits
         self._copied: CodeBlock | None = None
         self._greeting = Greeting()
-        self._first_kept_id = 0
+        self._versions: Mapping[int, Sequence[int]] = {}
         self._wraps_code = self._opens_thinking = False
         self._rests_until = 0.0  # drawing, by perf_counter
 
     def on_mount(self) -> None:
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
 
-    async def show(self, messages: Sequence[StoredMessage], *, first_kept_id: int = 0) -> None:
-        """Show another conversation; turns before `first_kept_id` are marked as left out."""
+    async def show(
+        self, messages: Sequence[StoredMessage], *, versions: Mapping[int, Sequence[int]] = MappingProxyType({})
+    ) -> None:
+        """Show another conversation, or another branch; `versions` are those of each message that has several."""
         self._growing, self._copied, self._wanted = None, None, None
         self._smoother = TextSmoother(self._smoother.expected_seconds)
-        self._first_kept_id = first_kept_id
+        self._versions = versions
         num_earlier = len(messages) - num_fitting(messages)
         self._messages = list(messages[:num_earlier])
         shown = messages[num_earlier:]
@@ -388,7 +406,7 @@ class ConversationView(VerticalScroll, can_focus=False):
     def _turn(self, message: StoredMessage) -> PromptTurn | AnswerTurn:
         return turn_view(
             message,
-            first_kept_id=self._first_kept_id,
+            versions=self._versions.get(message.id, ()),
             wraps_code=self._wraps_code,
             opens_thinking=self._opens_thinking,
         )

@@ -1,12 +1,15 @@
 """A file that is private, checked when it is opened, and whose faults are sentences; its tables are made once."""
 
 import os
+import re
 import sqlite3
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support.paths import ROOT
+from tui.chat.store import database
 from tui.chat.store.database import (
     APPLICATION_ID,
     SCHEMA_VERSION,
@@ -16,9 +19,11 @@ from tui.chat.store.database import (
     NewerSchemaError,
     prepare_schema,
 )
-from tui.chat.store.store import ConversationStore
+from tui.chat.store.drafts import Draft
+from tui.chat.store.store import UNDO_SECONDS, ConversationStore
 
 PATH = "conversations.db"
+SUPPORT = ROOT / "tests" / "support"
 
 
 @pytest.fixture
@@ -336,28 +341,128 @@ def test_a_later_version_is_refused_by_its_number(connection):
     assert not connection.in_transaction
 
 
+def fill_version_4(connection, *, without="^$"):
+    """What the program of that version wrote, with answers written anew, changed prompts, and what was cleared."""
+    script = (SUPPORT / "databases" / "conversations-4.sql").read_text(encoding="utf-8")
+    connection.executescript(re.sub(without, "", script))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 4")
+
+
+def columns(connection):
+    """Names of tables, indexes and columns."""
+    names = [name for name, _ in tables(connection)]
+    return {name: {row[1] for row in connection.execute(f"PRAGMA table_info({name})")} for name in names}
+
+
+def columns_of_a_new_one():
+    new = sqlite3.connect(":memory:", isolation_level=None)
+    prepare_schema(new)
+    found = columns(new)
+    new.close()
+    return found
+
+
+def file_of_version_4(path):
+    path.parent.mkdir(parents=True)
+    connection = sqlite3.connect(path, isolation_level=None)
+    fill_version_4(connection)
+    connection.close()
+
+
+def branches_of(store, conversation_id):
+    """The contents of each branch, the one written to last in front."""
+    leaf_ids = [branch.leaf_id for branch in store.branches(conversation_id)]
+    return [[each.content for each in store.messages_until(leaf_id)] for leaf_id in leaf_ids]
+
+
+def test_what_was_replaced_before_there_were_branches_is_on_branches_now(path):
+    file_of_version_4(path)
+    with ConversationStore(path) as store:
+        assert [each.content for each in store.messages(1)] == [
+            *("Name a fox.", "Vulpes", "Why?"),
+            "Because it is Latin.",
+        ]
+        assert branches_of(store, 1) == [
+            ["Name a fox.", "Vulpes", "Why Latin?", "Linnaeus chose it."],
+            ["Name a fox.", "Vulpes", "Why?", "Because it is Latin."],
+            ["Name a fox.", "Fennec", "And an owl?", "Barn owl"],
+            ["Name a fox.", "Reynard"],
+        ]
+        assert (store.messages(3), branches_of(store, 3)) == ([], [["gone", "for now"]])
+        assert store.step_back(3) is not None  # which brings back what was cleared
+        assert [each.content for each in store.messages(3)] == ["gone", "for now"]
+        store.show(9)
+        assert [each.content for each in store.messages(1)][-2:] == ["Why Latin?", "Linnaeus chose it."]
+        (barn,) = (each for each in store.all_messages(1) if each.id == 5)
+        assert (barn.state, barn.model) == ("stopped", "SmolLM2 135M")
+        assert barn.statistics == {"num_new_tokens": 2, "seed": 1}
+
+
+def test_nothing_else_is_lost_when_branches_come(path):
+    file_of_version_4(path)
+    with ConversationStore(path) as store:
+        assert [each.is_left_out for each in store.messages(2)] == [True, True, False, False]
+        assert store.draft(2) == Draft(text="half a thought", edited_id=13, edit="Second, edited again")
+        assert [each.shown_title for each in store.list_deleted()] == ["deleted"]
+        assert store.undo_delete(4).num_messages == 2
+        assert store.conversation(1).system_prompt == "Be brief."
+        assert store.append_prompt(1, "new").id == 20  # 19 was that of a message that was purged
+
+
+def test_what_an_earlier_version_wrote_is_kept_for_a_while(path):
+    file_of_version_4(path)
+    copy = path.with_name("conversations-version-4.db")
+    with ConversationStore(path) as store:
+        assert store.notice is not None and copy.name in store.notice
+        assert stat.S_IMODE(copy.stat().st_mode) == 0o600 or os.name != "posix"
+        earlier = sqlite3.connect(copy)
+        assert earlier.execute("PRAGMA user_version").fetchone() == (4,)
+        assert earlier.execute("SELECT count(*) FROM messages WHERE drop_number IS NOT NULL").fetchone() == (8,)
+        earlier.close()
+    with ConversationStore(path) as store:
+        assert store.notice is None and copy.exists()
+    with ConversationStore(path, clock=lambda: copy.stat().st_mtime + UNDO_SECONDS + 1):
+        assert not copy.exists()
+
+
+def test_what_is_removed_for_good_is_not_kept_in_an_earlier_version(path):
+    file_of_version_4(path)
+    with ConversationStore(path) as store:
+        store.purge_conversation(4)
+    assert [file.name for file in path.parent.iterdir()] == [PATH]
+
+
+def test_branches_come_completely_or_not_at_all(path, monkeypatch):
+    """A program that ends in the middle leaves the earlier version, which the next start brings up to date."""
+    file_of_version_4(path)
+    statements = (*database._UPGRADES[4][:-1], "SELECT * FROM nowhere")
+    with monkeypatch.context() as context:
+        context.setitem(database._UPGRADES, 4, statements)
+        with pytest.raises(ForeignSchemaError):
+            connection = sqlite3.connect(path, isolation_level=None)
+            prepare_schema(connection)
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+        connection.close()
+    with ConversationStore(path) as store:
+        assert len(store.branches(1)) == 4
+
+
 def test_tables_of_the_first_version_are_brought_up_to_date(connection):
-    prepare_schema(connection)
-    whole = tables(connection)
-    connection.execute("DROP TABLE conversations")
-    connection.execute(
-        "CREATE TABLE conversations (id INTEGER PRIMARY KEY AUTOINCREMENT, title TEXT NOT NULL, "
-        "system_prompt TEXT NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL, deleted_at REAL)"
-    )
-    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL)")
+    fill_version_4(connection, without=r",\s*--[^\n]*\s*first_kept_id [^\n]*|(?<=NULL|00.0),\d+(?=\);)")
     connection.execute("DROP TABLE drafts")
     connection.execute("PRAGMA user_version = 1")
     prepare_schema(connection)
     assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
-    assert connection.execute("SELECT title, first_kept_id FROM conversations").fetchall() == [("a", 0)]
-    assert {name for name, _ in tables(connection)} == {name for name, _ in whole}
+    first = connection.execute("SELECT title, leaf_id FROM conversations WHERE id = 1").fetchone()
+    assert first == ("Name a fox.", 8)
+    assert columns(connection) == columns_of_a_new_one()
     assert not connection.in_transaction
 
 
 def test_the_index_of_the_second_version_goes(connection):
     """Dropping it must leave the messages as they are, and new ones must not look for it."""
-    prepare_schema(connection)
-    whole = tables(connection)
+    fill_version_4(connection)
     connection.execute(
         "CREATE VIRTUAL TABLE message_index USING fts5 (content, content='messages', content_rowid='id')"
     )
@@ -367,22 +472,23 @@ def test_the_index_of_the_second_version_goes(connection):
             f"CREATE TRIGGER message_{name}ed AFTER {event} ON messages BEGIN "
             f"INSERT INTO message_index (rowid, content) VALUES ({row}.id, {row}.content); END"
         )
-    connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
-    add = "INSERT INTO messages VALUES (?, 1, 'user', 'text', 'complete', '', '{}', 0, NULL, NULL, NULL)"
-    connection.execute(add, (1,))
+    before = connection.execute("SELECT content FROM messages").fetchall()
     connection.execute("DROP TABLE drafts")
     connection.execute("PRAGMA user_version = 2")
     prepare_schema(connection)
-    assert tables(connection) == whole
-    connection.execute(add, (2,))
-    assert connection.execute("SELECT content FROM messages").fetchall() == [("text",), ("text",)]
+    assert columns(connection) == columns_of_a_new_one()
+    connection.execute(
+        "INSERT INTO messages (conversation_id, parent_id, role, content, state, model, statistics, created_at) "
+        "VALUES (1, 8, 'user', 'text', 'complete', '', '{}', 0)"
+    )
+    assert connection.execute("SELECT content FROM messages").fetchall() == [*before, ("text",)]
 
 
 def test_what_only_claims_to_be_the_first_version_stays_as_it_is(connection):
     prepare_schema(connection)
     connection.execute("PRAGMA user_version = 1")
     before = tables(connection)
-    with pytest.raises(ForeignSchemaError, match="duplicate column"):
+    with pytest.raises(ForeignSchemaError, match="table drafts already exists"):
         prepare_schema(connection)
     assert tables(connection) == before and not connection.in_transaction
 
@@ -392,7 +498,7 @@ def test_a_word_that_nobody_knows_cannot_be_stored(connection, column):
     prepare_schema(connection)
     connection.execute("INSERT INTO conversations VALUES (1, 'a', '', 0, 0, NULL, 0)")
     row = {"conversation_id": 1, "role": "user", "content": "", "state": "complete", "model": "", "statistics": "{}"}
-    row |= {"created_at": 0, column: "other"}
+    row |= {"parent_id": 0, "created_at": 0, column: "other"}
     with pytest.raises(sqlite3.IntegrityError, match="CHECK constraint failed"):
         connection.execute(
             f"INSERT INTO messages ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())

@@ -21,22 +21,31 @@ from tui.chat.store.files import (
 )
 from tui.chat.store.store import ConversationStore
 
-CONVERSATION = conversation(system_prompt="Be brief.", num_messages=3)
+CONVERSATION = conversation(system_prompt="Be brief.", num_messages=3, leaf_id=13)
 MESSAGES = (
-    message(content="Zeile\nzwei ü 日本 😀\t\x1b[31m\x9b2J\u2028\r\n"),
-    message("assistant", "```py\nx\n```", state="stopped", statistics={"seconds_per_token": 0.1, "by": [1, None, "ü"]}),
-    message(content=""),
+    message(id=11, content="Zeile\nzwei ü 日本 😀\t\x1b[31m\x9b2J\u2028\r\n"),
+    message(
+        "assistant",
+        "```py\nx\n```",
+        id=12,
+        parent_id=11,
+        state="stopped",
+        statistics={"seconds_per_token": 0.1, "by": [1, None, "ü"]},
+    ),
+    message(id=13, parent_id=12, content=""),
 )
 
 
 def without_ids(messages):
-    return tuple(replace(each, id=0, conversation_id=0) for each in messages)
+    return tuple(replace(each, id=0, conversation_id=0, parent_id=0) for each in messages)
 
 
 def test_json_brings_back_everything_but_ids(tmp_path):
     path = tmp_path / "made" / "plan.json"
     export_conversation(path, CONVERSATION, MESSAGES)
-    assert import_conversation(path) == (replace(CONVERSATION, id=0), without_ids(MESSAGES))
+    taken, messages = import_conversation(path)
+    assert (taken, without_ids(messages)) == (replace(CONVERSATION, id=0, leaf_id=3), without_ids(MESSAGES))
+    assert [(each.id, each.parent_id) for each in messages] == [(1, 0), (2, 1), (3, 2)]
     assert [file.name for file in path.parent.iterdir()] == ["plan.json"]
     if os.name == "posix":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -55,7 +64,7 @@ def test_a_store_takes_in_what_another_one_exported(tmp_path):
     with ConversationStore(None) as other:
         other.create_conversation()
         taken = other.add_conversation(*import_conversation(path))
-        assert taken == replace(exported[0], id=taken.id, updated_at=taken.updated_at)
+        assert taken == replace(exported[0], id=taken.id, updated_at=taken.updated_at, leaf_id=taken.leaf_id)
         assert without_ids(other.messages(taken.id)) == without_ids(exported[1])
         assert other.list_conversations()[0] == taken
         assert len(other.search("circle")) == 1
@@ -64,7 +73,7 @@ def test_a_store_takes_in_what_another_one_exported(tmp_path):
 def test_an_answer_that_streamed_when_it_was_exported_is_taken_in_as_stopped():
     streaming = message("assistant", "half", state="streaming")
     with ConversationStore(None) as store:
-        taken = store.add_conversation(*from_json(to_json(CONVERSATION, [streaming]).encode()))
+        taken = store.add_conversation(*from_json(to_json(conversation(leaf_id=1), [streaming]).encode()))
         assert [(each.content, each.state) for each in store.messages(taken.id)] == [("half", "stopped")]
 
 
@@ -72,7 +81,56 @@ def test_json_is_safe_to_print_and_readable():
     text = to_json(CONVERSATION, MESSAGES)
     assert all(character.isprintable() or character == "\n" for character in text)
     assert "ü 日本 😀" in text
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
+
+
+def branching(store):
+    """Two answers, of which the first is shown and goes on, and another prompt in place of the first."""
+    made = store.create_conversation(title="My plan")
+    first = store.append_prompt(made.id, "fox?")
+    for text in ("red", "grey"):
+        answer = store.begin_answer(made.id, model="qwen")
+        store.append_text(answer.id, text)
+        store.finish_answer(answer.id)
+        store.branch_off(answer.id)
+    store.branch_off(first.id)
+    store.append_prompt(made.id, "owl?")
+    store.show(2)
+    store.append_prompt(made.id, "why?")
+    return store.conversation(made.id), store.all_messages(made.id)
+
+
+def test_json_holds_all_branches_and_markdown_the_one_that_is_shown(tmp_path):
+    with ConversationStore(None) as store:
+        exported = branching(store)
+        export_conversation(tmp_path / "plan.json", *exported)
+        export_conversation(tmp_path / "plan.md", *exported)
+        expected = [each.words for each in store.branches(exported[0].id)]
+    shown = (tmp_path / "plan.md").read_text(encoding="utf-8")
+    assert "fox?" in shown and "red" in shown and "why?" in shown
+    assert "grey" not in shown and "owl?" not in shown
+    with ConversationStore(None) as other:
+        other.append_prompt(other.create_conversation().id, "something that takes the first ids")
+        taken = other.add_conversation(*import_conversation(tmp_path / "plan.json"))
+        assert [each.content for each in other.messages(taken.id)] == ["fox?", "red", "why?"]
+        assert [each.words for each in other.branches(taken.id)] == expected == ["red", "owl?", "grey"]
+        assert taken.num_messages == 3
+
+
+def test_a_file_of_before_there_were_branches_is_one_branch(tmp_path):
+    record = json.loads(to_json(CONVERSATION, MESSAGES))
+    del record["shown_until"]
+    for each in record["messages"]:
+        del each["follows"]
+    taken, messages = from_json(json.dumps(record | {"schema_version": 1}).encode())
+    assert (taken.leaf_id, taken.num_messages) == (3, 3)
+    assert [(each.id, each.parent_id) for each in messages] == [(1, 0), (2, 1), (3, 2)]
+    assert without_ids(messages) == without_ids(MESSAGES)
+
+
+def test_an_empty_conversation_is_exported_and_imported():
+    empty = conversation()
+    assert from_json(to_json(empty, ()).encode()) == (replace(empty, id=0), ())
 
 
 def test_markdown_reads_like_the_conversation():
@@ -158,7 +216,14 @@ def with_message(**fields):
         (b"[]", "it does not say that its format is 'overstory conversation'"),
         (b'{"format": 1}', "it does not say that its format is"),
         (b'{"format": "a", "format": "b"}', "the key 'format' stands twice"),
-        (changed(schema_version=2), "its schema_version is 2, and this program reads 1"),
+        (changed(schema_version=3), "its schema_version is 3, and this program reads 1 and 2"),
+        (changed(schema_version=True), "its schema_version is True, and this program reads 1 and 2"),
+        (changed(schema_version=1), "the conversation has 'shown_until', which this program does not know"),
+        (changed(shown_until=4), "shown_until is 4, and must be a number from 0 to 3"),
+        (changed(shown_until=None), "shown_until is None, and must be a number from 0 to 3"),
+        (with_message(follows=2), "messages[1].follows is 2, and must be a number from 0 to 1"),
+        (with_message(follows=-1), "messages[1].follows is -1, and must be a number from 0 to 1"),
+        (with_message(follows=True), "messages[1].follows is True, and must be a number from 0 to 1"),
         (changed(more=1), "the conversation has 'more', which this program does not know"),
         (changed(title=None), "title is None; expected a text"),
         (changed(system_prompt=1), "system_prompt is 1; expected a text"),
@@ -166,7 +231,10 @@ def with_message(**fields):
         (changed(updated_at=1e12), "updated_at is 1000000000000.0; expected a number, at most 1e+11"),
         (changed(messages={}), "messages is {}; expected a list"),
         (changed(messages=["x"]), "messages[0] is 'x'; expected an object"),
-        (changed(messages=[{"role": "user"}]), "messages[0] has no content, state, model, statistics, created_at"),
+        (
+            changed(messages=[{"role": "user"}]),
+            "messages[0] has no follows, content, state, model, statistics, created_at",
+        ),
         (with_message(role="system"), "messages[1].role is 'system'; expected one of user, assistant"),
         (with_message(role=["user"]), "messages[1].role is ['user']; expected a text"),
         (

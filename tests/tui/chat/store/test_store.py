@@ -9,7 +9,7 @@ import pytest
 
 from profiles.errors import BadInputError
 from tests.support.paths import ROOT
-from tui.chat.store.alternatives import Place
+from tui.chat.store.branches import Place
 from tui.chat.store.records import Conversation, StoredMessage
 from tui.chat.store.store import UNDO_SECONDS, ConversationStore, is_writing, writer_token
 
@@ -71,7 +71,7 @@ def test_a_conversation_is_there_after_closing(tmp_path, clock):
 def test_everything_that_was_put_in_is_there(store):
     """Text that neither UTF-8 nor the search could hold aside."""
     whole = Conversation(
-        id=7, title=" a\nb ", system_prompt="s\0", created_at=1.5, updated_at=2.5, num_messages=1, first_kept_id=3
+        id=7, title=" a\nb ", system_prompt="s\0", created_at=1.5, updated_at=2.5, num_messages=1, leaf_id=8
     )
     failed = StoredMessage(
         id=8,
@@ -85,9 +85,10 @@ def test_everything_that_was_put_in_is_there(store):
     )
     added = store.add_conversation(whole, [failed])
     assert added == replace(
-        whole, id=added.id, title="a b", system_prompt="s\ufffd", updated_at=added.updated_at, first_kept_id=0
+        whole, id=added.id, title="a b", system_prompt="s\ufffd", updated_at=added.updated_at, leaf_id=added.leaf_id
     )
     (message,) = store.messages(added.id)
+    assert message.id == added.leaf_id
     assert message == replace(failed, id=message.id, conversation_id=added.id, content="x\ufffd")
 
 
@@ -183,15 +184,14 @@ def test_another_answer_replaces_one_that_can_be_restored(store):
     conversation = store.create_conversation()
     store.append_prompt(conversation.id, "question")
     first = answer(store, conversation, "first answer")
-    assert store.drop_messages_from(first.id) == 1
+    store.branch_off(first.id)
     assert contents(store, conversation) == ["question"]
     assert store.conversation(conversation.id).num_messages == 1
-    assert store.search("first") == []
-    answer(store, conversation, "second answer")
+    second = answer(store, conversation, "second answer")
     store.append_prompt(conversation.id, "thanks")
-    assert store.step_back(conversation.id) == Place(1, 2, is_answer=True)
+    assert store.step_back(conversation.id) == Place(1, 2, is_answer=True, message_id=first.id)
     assert contents(store, conversation) == ["question", "first answer"]
-    assert store.step_forth(conversation.id) == Place(2, 2, is_answer=True)
+    assert store.step_forth(conversation.id) == Place(2, 2, is_answer=True, message_id=second.id)
     assert contents(store, conversation) == ["question", "second answer", "thanks"]
 
 
@@ -199,27 +199,27 @@ def test_an_edited_first_prompt_replaces_everything_and_can_be_restored(store):
     conversation = store.create_conversation()
     first = store.append_prompt(conversation.id, "a")
     answered = answer(store, conversation, "b")
-    store.drop_messages_from(answered.id)
+    store.branch_off(answered.id)
     answer(store, conversation, "c")
-    assert store.drop_messages_from(first.id) == 2
+    store.branch_off(first.id)
     assert contents(store, conversation) == []
     store.append_prompt(conversation.id, "A")
-    assert store.step_back(conversation.id) == Place(1, 2, is_answer=False)
+    assert store.step_back(conversation.id) == Place(1, 2, is_answer=False, message_id=first.id)
     assert contents(store, conversation) == ["a", "c"]
 
 
 def test_what_was_dropped_behind_a_dropped_message_waits_for_that_one(store):
     conversation = store.create_conversation()
     first = store.append_prompt(conversation.id, "a")
-    store.drop_messages_from(answer(store, conversation, "b").id)
-    store.drop_messages_from(first.id)
+    store.branch_off(answer(store, conversation, "b").id)
+    store.branch_off(first.id)
     assert store.step_back(conversation.id) is not None
     assert contents(store, conversation) == ["a"]
 
 
 def test_nothing_dropped_is_nothing_to_restore(store):
     conversation, other = store.create_conversation(), store.create_conversation()
-    store.drop_messages_from(store.append_prompt(other.id, "x").id)
+    store.branch_off(store.append_prompt(other.id, "x").id)
     store.append_prompt(conversation.id, "y")
     assert store.step_back(conversation.id) is store.step_forth(conversation.id) is None
     assert contents(store, conversation) == ["y"]
@@ -229,10 +229,10 @@ def test_what_is_dropped_in_one_conversation_leaves_the_others(store):
     conversation, other = store.create_conversation(), store.create_conversation()
     first = answer(store, conversation, "a")
     answer(store, other, "b")
-    store.drop_messages_from(first.id)
+    store.branch_off(first.id)
     assert (contents(store, conversation), contents(store, other)) == ([], ["b"])
     assert store.step_back(other.id) is None
-    assert store.step_back(conversation.id) == Place(1, 1, is_answer=True)
+    assert store.step_back(conversation.id) == Place(1, 1, is_answer=True, message_id=first.id)
 
 
 def test_only_answers_whose_process_is_gone_are_stopped_at_the_start(tmp_path):
@@ -257,7 +257,10 @@ def test_only_answers_whose_process_is_gone_are_stopped_at_the_start(tmp_path):
         lambda store: store.begin_answer(99, model="m"),
         lambda store: store.append_text(99, "x"),
         lambda store: store.finish_answer(99),
-        lambda store: store.drop_messages_from(99),
+        lambda store: store.branch_off(99),
+        lambda store: store.show(99),
+        lambda store: store.versions(99),
+        lambda store: store.branches(99),
         lambda store: store.step_back(99),
         lambda store: store.message(99),
         lambda store: store.undo_delete(99),

@@ -56,8 +56,12 @@ def watch(story, *, size=(50, 12)):
     asyncio.run(run())
 
 
-def turns(num_turns):
-    return [message("assistant" if index % 2 else "user", f"turn {index}", id=index + 1) for index in range(num_turns)]
+def turns(num_turns, *, num_left_out=0):
+    roles = ["assistant" if index % 2 else "user" for index in range(num_turns)]
+    return [
+        message(role, f"turn {index}", id=index + 1, is_left_out=index < num_left_out)
+        for index, role in enumerate(roles)
+    ]
 
 
 STREAMING = message("assistant", "", id=99, state="streaming")
@@ -130,7 +134,7 @@ def test_a_long_answer_above_is_drawn_when_the_reader_scrolls_there():
 
 def test_turns_are_left_out_where_they_are_drawn_later_too():
     async def story(app, view, pilot):
-        await view.show(turns(NUM_SHOWN_TURNS + 4), first_kept_id=3)
+        await view.show(turns(NUM_SHOWN_TURNS + 4, num_left_out=2))
         await view.show_start()
         await pilot.pause()
         assert [turn.message.id for turn in view.query(".-left-out")] == [1, 2]
@@ -209,7 +213,7 @@ def test_it_follows_until_the_reader_scrolls_up_and_again_at_the_end():
 
 def test_left_out_turns_are_marked():
     async def story(app, view, pilot):
-        await view.show(turns(4), first_kept_id=3)
+        await view.show(turns(4, num_left_out=2))
         assert [turn.has_class("-left-out") for turn in view.query(".turn")] == [True, True, False, False]
 
     watch(story)
