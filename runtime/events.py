@@ -252,6 +252,8 @@ class Finished:
     """What of its choices was the model's own: see `model.generation_config.OwnSettings`."""
     expected_prefill_seconds: float | None = None
     """What `prefill_seconds` was expected to be when the answer began; None where nothing was known."""
+    stop_string: str | None = None
+    """The stop string that ended it, if one did."""
     parts: AnswerParts | None = None
     """The text apart, if the request wants that."""
     logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -10,7 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.api.questions import CHAT, Question
-from runtime.events import Finished, GenerationStatistics, PromptScored, TokenLogprobs
+from runtime.events import (
+    AnswerParts,
+    Finished,
+    GenerationStatistics,
+    PromptScored,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprobs,
+    ToolCallDelta,
+)
+from runtime.prompts.prompt_file import ToolCall
 from runtime.prompts.token_records import completion_logprobs, content_logprobs
 
 _FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "stopped": "stop"}
@@ -48,15 +58,34 @@ def _choices(
 ) -> Iterator[dict[str, Any]]:
     for index, (answer, prompt) in enumerate(zip(answers, prompts, strict=True)):
         if question.url == CHAT:
-            content: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
+            content: dict[str, Any] = {"message": _message(answer)}
         else:
             content = {"text": answer.text if prompt is None else prompt.text + answer.text}
         yield {
             "index": index,
             **content,
             "logprobs": _logprobs(question, index, answer.logprobs, prompt),
-            "finish_reason": _FINISH_REASONS[answer.finish_reason],
+            "finish_reason": _finish_reason(answer),
         }
+
+
+def _finish_reason(answer: Finished) -> str:
+    has_called = answer.parts is not None and answer.parts.tool_calls and answer.finish_reason == "stop"
+    return "tool_calls" if has_called else _FINISH_REASONS[answer.finish_reason]
+
+
+def _message(answer: Finished) -> dict[str, Any]:
+    parts = answer.parts or AnswerParts(answer.text)
+    message: dict[str, Any] = {"role": "assistant", "content": parts.content, "refusal": None}
+    if parts.reasoning_content is not None:
+        message["reasoning_content"] = parts.reasoning_content
+    if parts.tool_calls:
+        message |= {"content": parts.content or None, "tool_calls": list(map(_tool_call, parts.tool_calls))}
+    return message
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _logprobs(
@@ -90,10 +119,19 @@ class AnswerPieces:
         """Return more text of a choice."""
         return self.piece(index, {"content": text})
 
+    def part(self, index: int, part: TextDelta | ReasoningDelta | ToolCallDelta) -> dict[str, Any]:
+        """Return more of a choice, whichever part of it."""
+        if isinstance(part, ToolCallDelta):
+            return self.piece(index, {"tool_calls": [{"index": part.index, **_tool_call(part.call)}]})
+        return self.more(index, part.text) if isinstance(part, TextDelta) else self._thought(index, part.text)
+
+    def _thought(self, index: int, text: str) -> dict[str, Any]:
+        return self.piece(index, {"reasoning_content": text})
+
     def end(self, index: int, answer: Finished, prompt: PromptScored | None = None) -> dict[str, Any]:
         """Return the end of a choice, with the log-probabilities of all its tokens."""
         logprobs = _logprobs(self._question, index, answer.logprobs, prompt)
-        return self.piece(index, {}, finish_reason=_FINISH_REASONS[answer.finish_reason], logprobs=logprobs)
+        return self.piece(index, {}, finish_reason=_finish_reason(answer), logprobs=logprobs)
 
     def piece(
         self,

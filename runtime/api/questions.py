@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from runtime.api.tools import parse_tool_terms
 from runtime.config import SamplingParams, options_of
-from runtime.errors import PromptFileError
+from runtime.errors import OptionError, PromptFileError
 from runtime.prompts.json_values import describe, option_value, text_value, whole_number
 from runtime.prompts.prompt_file import (
     MOST_TOP_LOGPROBS,
@@ -26,8 +27,20 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MAX_CHOICES, MAX_PROMPTS = 128, 1024
 _SAMPLING_KEYS = ("temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty")
 _SHARED_KEYS = ("model", *_SAMPLING_KEYS, "logit_bias", "max_tokens", "n", "logprobs", "stream")
+_TOOL_KEYS = ("tools", "tool_choice", "parallel_tool_calls")
+_THINKING_KEYS = ("reasoning_effort", "chat_template_kwargs", "thinking_budget")
+"""The last is not OpenAI's, nor is the one before, in which clients of Qwen and others set `enable_thinking`."""
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
 BODY_KEYS: Mapping[str, tuple[str, ...]] = {
-    CHAT: ("messages", *_SHARED_KEYS, "max_completion_tokens", "top_logprobs", "response_format"),
+    CHAT: (
+        "messages",
+        *_SHARED_KEYS,
+        "max_completion_tokens",
+        "top_logprobs",
+        "response_format",
+        *_TOOL_KEYS,
+        *_THINKING_KEYS,
+    ),
     COMPLETIONS: ("prompt", *_SHARED_KEYS),
 }
 """What a body may say, by path of the endpoint."""
@@ -114,9 +127,10 @@ def parse_question(
     else:
         prompts = _prompts(body)
     ids = [request_id] if len(prompts) == 1 else [f"{request_id} ({index})" for index in range(len(prompts))]
+    if url == CHAT:
+        shared |= {"wants_parts": True, **_thinking(body), **_tools(body, shared["response_schema"])}
     if shared["response_schema"] is not None:
-        json_library()
-        grammar_of(shared["response_schema"])
+        _check_schema(shared["response_schema"], is_of_calls=shared.get("is_all_calls", False))
     num_choices = whole_number(body.get("n", 1), "n", least=1, most=MAX_CHOICES)
     if body.get("best_of", num_choices) != num_choices:
         raise PromptFileError(
@@ -143,6 +157,43 @@ def _known_keys(body: Mapping[str, Any], url: str, known: Sequence[str]) -> dict
                 f"{', '.join(known)})"
             )
     return {key: value for key, value in body.items() if value is not None}
+
+
+def _tools(body: Mapping[str, Any], response_schema: str | None) -> dict[str, Any]:
+    """Return what a request has of tools."""
+    terms = parse_tool_terms(body)
+    if terms.schema is not None and response_schema is not None:
+        raise PromptFileError("tool_choice demands a call and response_format a text; leave one of them out")
+    return {
+        "tools": terms.tools,
+        "has_one_call": terms.has_one_call,
+        "is_all_calls": terms.schema is not None,
+        "response_schema": terms.schema or response_schema,
+    }
+
+
+def _thinking(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request has of thinking."""
+    effort = text_value(body["reasoning_effort"], "reasoning_effort") if "reasoning_effort" in body else None
+    switches = body.get("chat_template_kwargs", {})
+    if not isinstance(switches, dict) or not switches.keys() <= set(_THINKING_SWITCHES):
+        raise PromptFileError(
+            f"chat_template_kwargs is {describe(switches)}; it must be an object with "
+            f"{' or '.join(_THINKING_SWITCHES)}, and no other key"
+        )
+    given = [_switch(switches, key) for key in switches]
+    return {"reasoning_effort": effort, "thinking": given[0] if given else None}
+
+
+def _check_schema(schema: str, *, is_of_calls: bool) -> None:
+    try:
+        json_library()
+    except OptionError as error:
+        if not is_of_calls:
+            raise
+        sentence = "tool_choice that demands a call needs llguidance; install it with: pip install 'overstory[json]'"
+        raise OptionError(sentence) from error
+    grammar_of(schema)
 
 
 def _switch(body: Mapping[str, Any], key: str) -> bool:
@@ -185,6 +236,10 @@ def _plain_turn(turn: object) -> object:
     """Return a turn in our words: text parts as one text, as chat templates join them, and a developer as system."""
     if not isinstance(turn, dict):
         return turn
+    said = (item for item in turn.items() if item[0] == "content" or item[1] is not None)
+    turn = {key: value for key, value in said if key != "annotations"}  # as OpenAI's client gives back what it was told
+    if turn.get("tool_calls"):
+        turn.setdefault("content", None)
     if turn.get("role") == "developer":
         turn = {**turn, "role": "system"}
     parts = turn.get("content")
@@ -226,7 +281,7 @@ def _choices_of_text(
     kinds = options_of(SamplingParams)
     chosen = {
         key: option_value(kinds[key].kind, body[key], key)
-        for key in (*_SAMPLING_KEYS, *_OWN_SAMPLING_KEYS)
+        for key in (*_SAMPLING_KEYS, *_OWN_SAMPLING_KEYS, "thinking_budget")
         if key in body
     }
     lengths = [key for key in ("max_tokens", "max_completion_tokens") if key in body]

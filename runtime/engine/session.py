@@ -68,6 +68,11 @@ class Session:
         self._grammars: Grammars | None = None
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The target's, for any thread."""
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether requests may hold messages; a raw prompt is always possible."""
         return self._tokenizer.has_chat_template
@@ -428,7 +433,12 @@ class _Answer:
 
     def parts_of(self, released: str) -> Sequence[Part]:
         """Return the events of more text."""
-        return [TextDelta(released)] if self._splitter is None else self._splitter.add(released)
+        if self._splitter is None:
+            return [TextDelta(released)]
+        parts = self._splitter.add(released)
+        if self._splitter.is_full:
+            self.finish_reason = "stop"
+        return parts
 
     def last_events(self) -> Iterator[Event]:
         """Yield the text that was held back, and the end; no token follows."""
@@ -444,6 +454,7 @@ class _Answer:
             generation=self._generation,
             own_settings=self._choices.own,
             expected_prefill_seconds=self._expected,
+            stop_string=self.text.stop_string,
             parts=None if self._splitter is None else self._splitter.parts,
             logprobs=None if self.request.top_logprobs is None else self.text.named(self._logprobs()),
         )
@@ -490,7 +501,13 @@ def _splitter(form: AnswerForm, request: PromptRequest, tail_text: str) -> Answe
     """Return what splits the answer to a prompt that ends with `tail_text`."""
     said = request.messages[-1].content if request.is_continued and request.messages else ""
     is_thinking = form.is_thinking(said, is_continued=True) if said.strip() else form.is_thinking(tail_text)
-    return AnswerSplitter(form, tools=request.tools, is_thinking=is_thinking)
+    return AnswerSplitter(
+        form,
+        tools=request.tools,
+        is_thinking=is_thinking,
+        is_all_calls=request.is_all_calls,
+        has_one_call=request.has_one_call,
+    )
 
 
 def check_room(prompt: Sequence[int], context_tokens: int) -> None:

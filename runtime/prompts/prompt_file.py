@@ -92,6 +92,10 @@ class PromptRequest:
     """How much is thought, in the template's own words ("none", "low", "high"); ignored where it knows of none."""
     wants_parts: bool = False
     """Whether thinking, what is said and calls of tools come apart from each other; otherwise all is one text."""
+    is_all_calls: bool = False
+    """Whether `response_schema` is that of calls of tools, which the answer then is made of."""
+    has_one_call: bool = False
+    """Whether the answer ends with its first call, if it `wants_parts`."""
     line_number: int = 1
     """Line of the prompt file, from 1."""
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,10 +24,12 @@ from runtime.serving.tally import Tally
 
 if TYPE_CHECKING:
     from runtime.engine.loading import OpenSession
+    from runtime.tokenizer.box import Tokenizer
 
 Load = Callable[[ExitStack], "Generator[str | LoadProgress, None, OpenSession]"]
 """Opens a session that is closed with the stack, and says how far it is."""
 Phase = Literal["loading", "ready", "unloaded", "ended"]
+_LOOK_SECONDS = 0.2
 _LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 1, 600
 
 
@@ -67,6 +69,7 @@ class Dispatcher:
         self._progress: LoadProgress | None = None
         self._is_ending = False
         self._opened: OpenSession | None = None
+        self._tokenizer: Tokenizer | None = None
         self._stack = ExitStack()
         self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
 
@@ -128,6 +131,20 @@ class Dispatcher:
             if answer.wanted.is_scored and are_all_dropped:
                 opened.session.stop()
             opened.session.drop(answer.request.id)
+
+    def count_tokens(self, request: PromptRequest) -> int:
+        """Return how many tokens the prompt of a request has, also while the model is unloaded.
+
+        Waits until it was loaded once. Raises OptionError where the tokenizer refuses the prompt.
+        """
+        from runtime.engine.session import format_prompt
+
+        while self._tokenizer is None:
+            if self._is_ending:
+                raise _shutting_down()
+            with suppress(TimeoutError):
+                self.first_load.result(_LOOK_SECONDS)
+        return len(format_prompt(self._tokenizer, request))
 
     def end(self) -> None:
         """Let all answers end now, and begin no other; `join` waits for it."""
@@ -199,6 +216,7 @@ class Dispatcher:
             return None
         with self._has_news:
             self._opened, self._phase, self._progress = opened, "ready", None
+            self._tokenizer = opened.session.tokenizer
             self._tally.num_loads += 1
         if not self.first_load.done():
             self.first_load.set_result(None)

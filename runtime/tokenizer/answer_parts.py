@@ -44,11 +44,13 @@ class AnswerSplitter:
         tools: str | None = None,
         is_thinking: bool = False,
         is_all_calls: bool = False,
+        has_one_call: bool = False,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         """`tools` are the request's, without which no call is looked for; it may begin inside of thinking.
 
-        `is_all_calls`: what is said is JSON of calls without marks, since a grammar held it to that.
+        `is_all_calls`: what is said is JSON of calls without marks, since a grammar held it to that. `has_one_call`:
+        whatever follows a call is dropped.
         """
         self._reasoning = form.reasoning
         self._calls = form.calls if tools is not None and not is_all_calls else ()
@@ -57,6 +59,7 @@ class AnswerSplitter:
         self._is_bare = is_all_calls or any(marks.begin == PYTHON_TAG for marks in self._calls)
         self._is_thinking = is_thinking
         self._may_think = not is_thinking
+        self._has_one_call = has_one_call
         self._new_id = new_id
         self._held = ""
         """Text whose part is not certain yet."""
@@ -76,9 +79,14 @@ class AnswerSplitter:
         reasoning = "".join(self._thoughts) if self._was_thinking else None
         return AnswerParts("".join(self._texts), reasoning, tuple(self._made))
 
+    @property
+    def is_full(self) -> bool:
+        """Return whether no further text belongs to the answer."""
+        return self._has_one_call and bool(self._made)
+
     def add(self, text: str) -> list[Part]:
         """Return the parts that more text makes certain."""
-        self._held += text
+        self._held += "" if self.is_full else text
         return list(self._advance(is_last=False))
 
     def finish(self) -> list[Part]:
@@ -96,6 +104,10 @@ class AnswerSplitter:
         assert self._reasoning is not None
         if self._is_blank_dropped:
             self._held = self._held.lstrip()
+            while self._held.startswith(self._reasoning.begin):  # said although the prompt says it
+                self._held = self._held.removeprefix(self._reasoning.begin).lstrip()
+            if not is_last and self._reasoning.begin.startswith(self._held):
+                return
         end = self._held.find(self._reasoning.end)
         if end >= 0:
             yield from self._thought(self._held[:end].rstrip())
@@ -159,6 +171,9 @@ class AnswerSplitter:
                 call = ToolCall(self._new_id(), name, arguments)
                 self._made.append(call)
                 yield ToolCallDelta(len(self._made) - 1, call)
+                if self.is_full:
+                    self._held = ""
+                    return
             self._is_blank_dropped, self._has_said, self._may_think = True, False, False
             self._stray = {FUNCTION: "</tool_call>", PYTHON_TAG: ";"}.get(marks.begin if marks else PYTHON_TAG, "")
         else:

@@ -37,8 +37,17 @@ class AnswerText:
     @property
     def text(self) -> str:
         text = self._decode(self.token_ids)
-        ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
-        return text[: min(ends)] if ends else text
+        return text[: self._end_of(text)[0]]
+
+    @property
+    def stop_string(self) -> str | None:
+        """Return the stop string that ended the text, if one did."""
+        return self._end_of(self._decode(self.token_ids))[1]
+
+    def _end_of(self, text: str) -> tuple[int, str | None]:
+        """Return where a text ends, and the stop string that begins there, the earliest one."""
+        ends = [(index, stop) for stop in self._stop if (index := text.find(stop)) >= 0]
+        return min(ends, default=(len(text), None))
 
     @property
     def num_tokens(self) -> int:

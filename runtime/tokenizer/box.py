@@ -445,6 +445,8 @@ class BoxedAnswer:
         """The whole text, once it was finished."""
         self.num_tokens = 0
         """How many of the tokens are its own, likewise: those of a stop string are not."""
+        self.stop_string: str | None = None
+        """The stop string that ended it, likewise."""
         self.is_stopped = False
         """Whether a stop string was found; later tokens change nothing."""
         weakref.finalize(self, tokenizer._box.dropped_keys.append, self._key)
@@ -472,7 +474,7 @@ class BoxedAnswer:
         """Return the text held back so far, once no token follows."""
         released = self._collect()
         ended = self._tokenizer._use(m.End(self._key), m.Ended)
-        self.text, self.num_tokens = ended.text, ended.num_tokens
+        self.text, self.num_tokens, self.stop_string = ended.text, ended.num_tokens, ended.stop_string
         return released + ended.released
 
     def named(self, logprobs: Sequence[TokenLogprobs]) -> tuple[TokenLogprobs, ...]:

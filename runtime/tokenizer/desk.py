@@ -125,7 +125,7 @@ class Desk:
 
     def _end(self, task: m.End) -> m.Reply:
         answer = self._known(task.answer_key)
-        return m.Ended(answer.finish(), answer.text, answer.num_tokens)
+        return m.Ended(answer.finish(), answer.text, answer.num_tokens, answer.stop_string)
 
     def _known(self, answer_key: int) -> AnswerText:
         if answer_key not in self._answers:

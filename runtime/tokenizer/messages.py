@@ -200,6 +200,8 @@ class Ended(_Message, frozen=True):
     text: str
     num_tokens: int
     """Of the text, the last of which may end behind it."""
+    stop_string: str | None = None
+    """Which of them ended it."""
 
 
 class Refused(_Message, frozen=True):

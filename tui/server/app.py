@@ -10,12 +10,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from profiles.errors import OverstoryError
-from tui.server import openai_routes, status_routes
+from tui.server import anthropic_routes, openai_routes, responses_routes, status_routes
 from tui.server.exchange import ApiRoute, Service
 from tui.server.failures import Failure, RefusedError, failure_of, openai_error
 from tui.server.guard import Guard
 
-ROUTES = (*openai_routes.ROUTES, *status_routes.ROUTES)
+ROUTES = (*openai_routes.ROUTES, *responses_routes.ROUTES, *anthropic_routes.ROUTES, *status_routes.ROUTES)
 _ERROR_BODIES = {route.path: route.error_body for route in ROUTES}
 _GONE_STATUS = 499
 """Which nobody reads."""

@@ -221,13 +221,19 @@ class EventStream(Response):
         streamed: StreamedAnswers,
         lines: AsyncGenerator[str, None],
         error_body: Callable[[Failure], dict[str, Any]],
+        *,
+        error_event: str | None = None,
     ) -> None:
-        """`lines` are whole events, made of what is `streamed`; an error of ours ends them with its failure's body."""
+        """`lines` are whole events, made of what is `streamed`; an error of ours ends them with its failure's body.
+
+        `error_event` is what the event of the error is called, if anything.
+        """
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._streamed = streamed
         self._lines = lines
         self._error_body = error_body
+        self._error_event = error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all that comes."""
@@ -244,7 +250,7 @@ class EventStream(Response):
                 async for line in lines:
                     await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
             except OverstoryError as error:
-                line = data_line(self._error_body(failure_of(error)))
+                line = data_line(self._error_body(failure_of(error)), event=self._error_event)
                 await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

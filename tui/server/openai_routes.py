@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.api.answers import AnswerPieces, answer_body
 from runtime.api.questions import CHAT, COMPLETIONS, LiveTerms, Question, parse_question, with_all_choices
-from runtime.events import Finished, PrefillProgress, PromptScored, TextDelta
+from runtime.events import Finished, PrefillProgress, PromptScored, ReasoningDelta, TextDelta, ToolCallDelta
 from runtime.serving.answer import Wanted
 from tui.server.exchange import (
     ApiRoute,
@@ -73,8 +73,8 @@ async def _lines(question: Question, streamed: StreamedAnswers) -> AsyncGenerato
                 begun.add(index)
                 if (first := pieces.begin(index, prompt)) is not None:
                     yield data_line(first)
-            if isinstance(event, TextDelta):
-                yield data_line(pieces.more(index, event.text))
+            if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+                yield data_line(pieces.part(index, event))
             elif isinstance(event, Finished):
                 yield data_line(pieces.end(index, event, prompt))
             else:

@@ -61,6 +61,7 @@ def test_thinking_and_what_is_said_are_told_apart() -> None:
     assert whole("[THINK]well[/THINK]yes", "[THINK]") == AnswerParts("yes", "well")
     assert whole("<|channel>thought\nwell\n<channel|>yes", "<|channel>thought") == AnswerParts("yes", "well")
     assert whole("well\n</think>\n\nyes", "<think>", is_thinking=True) == AnswerParts("yes", "well")
+    assert whole("<think>\nwell</think>yes", "<think>", is_thinking=True) == AnswerParts("yes", "well")
 
 
 def test_thinking_that_does_not_end_is_thinking_to_the_end() -> None:
