@@ -80,6 +80,7 @@ def test_a_chat_line_sets_every_key(tmp_path):
         messages=(Message("system", "Be brief."), Message("user", "Hi")),
         params=params,
         unchosen=UNCHOSEN - chosen,
+        wants_parts=True,
         line_number=1,
     )
 
@@ -249,7 +250,7 @@ REFUSED_LINES = [
     (chat_line("b", response_format={"type": ["text"]}), "it must be an object of type text"),
 ]
 
-OTHER_BODY_KEYS = ("tools", "tool_choice", "user", "store", "metadata", "top_k", "min_p", "echo")
+OTHER_BODY_KEYS = ("functions", "function_call", "user", "store", "metadata", "top_k", "min_p", "echo")
 OTHER_BODY_KEYS += ("best_of", "suffix", "stream_options", "modalities", "service_tier", "max_new_tokens", "system")
 
 
@@ -353,7 +354,7 @@ def test_a_choice_that_fails_costs_its_line(tmp_path):
 
 
 def test_an_answered_line_answers_all_its_choices(tmp_path):
-    items, result_format = read(tmp_path, chat_line("a", n=2), chat_line("b"), chat_line("c", tools=[]))
+    items, result_format = read(tmp_path, chat_line("a", n=2), chat_line("b"), chat_line("c", functions=[]))
     records = {record["custom_id"]: record for record in lines_of(items, result_format)}
     assert list(result_format.ids_answered_by(records["a"])) == ["a [0]", "a [1]"]
     assert list(result_format.ids_answered_by(records["b"])) == ["b"]
