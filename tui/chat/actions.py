@@ -12,6 +12,7 @@ from profiles.errors import BadInputError
 from tui.chat.changes import Changes, Trouble
 from tui.chat.commands.slash import known_command
 from tui.chat.display import OFFER, ChatDisplay
+from tui.chat.editor import edit_prompt
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded
 from tui.chat.importing import import_file
@@ -76,6 +77,10 @@ class Actions:
         elif not prompt.attached.bring_back():
             prompt.focus()
             prompt.insert("@" if prompt.mention is None else "")
+
+    def do_editor(self) -> None:
+        """Hand the terminal to an editor, while the app goes on."""
+        self._chat.screen.run_worker(edit_prompt(self._chat), group="editor", exclusive=True)
 
     def do_attached(self) -> None:
         if not self._chat.view.open_attachments():

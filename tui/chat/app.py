@@ -41,7 +41,7 @@ RARELY = 1_000
 """Collections of the middle generation between two of the oldest, instead of 10: an app that is never idle."""
 
 
-def leave_terminal(attributes: list[Any] | None) -> None:
+def leave_terminal(attributes: list[Any] | None, *, farewell: str = "") -> None:
     """Put the terminal back as it was if it takes that at once, and let what is still printed go nowhere.
 
     A terminal that is gone would hold its writers up for good; one that only hung up keeps its screen, its mouse and
@@ -53,7 +53,7 @@ def leave_terminal(attributes: list[Any] | None) -> None:
     with suppress(OSError):
         os.set_blocking(terminal, False)
         try:
-            os.write(terminal, LEAVING)
+            os.write(terminal, LEAVING + farewell.encode())
         finally:
             os.set_blocking(terminal, True)
     if attributes is not None:
@@ -99,6 +99,7 @@ class ChatApp(App[int], inherit_bindings=False):
         super().__init__()
         self.services = services
         self.set_keymap(services.keys.chosen)
+        self._chat_screen: ChatScreen | None = None
         self._collecting: asyncio.TimerHandle | None = None
         self._handlers: dict[int, Any] = {}  # of signals, as they were before
         for theme in THEMES:
@@ -111,7 +112,12 @@ class ChatApp(App[int], inherit_bindings=False):
         self._asked_at = -BACKGROUND_SECONDS
 
     def get_default_screen(self) -> ChatScreen:
-        return ChatScreen(self.services)
+        self._chat_screen = ChatScreen(self.services)
+        return self._chat_screen
+
+    def farewell(self) -> str:
+        """Return what the terminal is told once the app has left it: to show the title again that it had."""
+        return "" if self._chat_screen is None else self._chat_screen.chat.attention.farewell()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Offer the registry's commands in the palette, where names, aliases and keys are found too."""
@@ -161,10 +167,17 @@ class ChatApp(App[int], inherit_bindings=False):
         """
         if isinstance(event, events.Key):
             self._collect_later()
+        if isinstance(event, events.Key | events.AppFocus):
+            self._notice_person()
         is_typed = isinstance(event, events.Key | events.Paste) and not event.is_forwarded
         if is_typed and isinstance(self.screen, ChatScreen):
             self.screen.lend_focus(event if isinstance(event, events.Key) else None)
         await super().on_event(event)
+
+    def _notice_person(self) -> None:
+        """Whoever is there sees what ended."""
+        if self._chat_screen is not None and self._chat_screen.chat.attention.notice_person():
+            self._chat_screen.chat.show_engine()
 
     def _collect_later(self) -> None:
         if self._collecting is not None:
@@ -179,7 +192,7 @@ class ChatApp(App[int], inherit_bindings=False):
 
     def _end_for(self, number: int) -> None:
         if number == getattr(signal, "SIGHUP", None):
-            leave_terminal(getattr(self._driver, "attrs_before", None))
+            leave_terminal(getattr(self._driver, "attrs_before", None), farewell=self.farewell())
             self.run_worker(self._leave(128 + number))
         else:
             self.run_worker(self.action_quit(128 + number))

@@ -18,6 +18,7 @@ from runtime.config import EngineConfig
 from runtime.engine.demo_model import DEMO_MODEL_NAME, DOWNLOAD_BYTES
 from runtime.engine.model_folders import model_name
 from tui.attachments import in_brief
+from tui.chat.attention import Attention
 from tui.chat.changes import (
     Change,
     Changes,
@@ -40,6 +41,7 @@ from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import SETTINGS
 from tui.chat.store.records import UNTITLED, StoredMessage
 from tui.chat.store.store import ConversationStore
+from tui.chat.terminal_input import tells_background
 from tui.chat.themes import theme_name
 from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.lists import ConversationList
@@ -148,6 +150,12 @@ class ChatDisplay:
         self.panel.display = services.settings.settings.show_panel
         self.is_light: bool | None = None
         """Whether the terminal's background is; None as long as it has not said so."""
+        self.attention = Attention(
+            self._write_to_terminal,
+            wanted=lambda: services.settings.settings.when_done,
+            is_watched=lambda: self.screen.app.app_focus,
+        )
+        self._name = UNTITLED
         self._can_stop = self._is_engine_due = False
         self._applying = asyncio.Lock()
 
@@ -201,11 +209,20 @@ class ChatDisplay:
         thinking = SETTINGS["thinking_budget"].chosen(self.services.settings.shown["thinking_budget"])
         self.status.show(state, self.wanted_model if state.phase == "loading" else "", thinking=thinking)
         self.panel.show(self.dialogue.state)
+        self.attention.show(state, self._name)
+
+    def _write_to_terminal(self, escapes: str) -> None:
+        """Hand escapes to a terminal that knows such."""
+        driver = self.screen.app._driver
+        if driver is not None and tells_background(self.services.environment):
+            driver.write(escapes)
 
     def show_state(self) -> None:
         """Show what the engine does, which conversation is open, the list, what waits, and what can be done."""
+        title = self._title()
+        self._name = title.rpartition("  #")[0] or title
+        self.title_bar.update(title)
         self.show_engine()
-        self.title_bar.update(self._title())
         self.view.greet(self._greeting())
         self.refresh_list()
         self._show_waiting()
@@ -293,6 +310,8 @@ class ChatDisplay:
                 await self._show_turns(message_id)
             case StoredMessage(role="assistant", state="complete" | "stopped" | "failed"):
                 await self.view.end(change)
+                if change.state != "stopped" or change.statistics.get("finish_reason") == "context":
+                    self.attention.end_answer(is_failed=change.state == "failed")
             case StoredMessage():
                 await self.view.add(change)
             case TextCame(text=text):

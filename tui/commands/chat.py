@@ -100,7 +100,12 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
         )
         collect_rarely()
         repair_terminal_input()
-        return app.run(mouse=has_mouse) or app.return_code or 0
+        try:
+            return app.run(mouse=has_mouse) or app.return_code or 0
+        finally:
+            if farewell := app.farewell():
+                sys.stderr.write(farewell)
+                sys.stderr.flush()
 
 
 def open_conversations() -> tuple["ConversationStore", tuple[str, ...]]:

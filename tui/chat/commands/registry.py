@@ -52,6 +52,9 @@ COMMANDS = (
         "Attach a text file",
         "Attach a text file, as @ does; without one, bring back what was taken out last.",
     ),
+    Command(
+        "/editor", "Write in your editor", "Write the prompt in $VISUAL or $EDITOR; what is saved comes back.", "f7"
+    ),
     Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
     Command("/wrap", "Wrap code", "Break long lines of code, or show where they are cut."),
@@ -109,7 +112,7 @@ COMMANDS = (
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Answers": (
-        *("stop", "regenerate", "edit", "continue", "attach", "attached", "think", "thoughts"),
+        *("stop", "regenerate", "edit", "continue", "attach", "attached", "editor", "think", "thoughts"),
         *("copy", "code", "wrap"),
     ),
     "Conversations": (

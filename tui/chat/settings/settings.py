@@ -161,6 +161,9 @@ def _describe_settings() -> list[Setting]:
     prompt_help = "What new conversations tell the model first; empty is the model's own."
     recent_help = f"Models used, the last one first; at most {MAX_RECENT_TARGETS}."
     theme_help = "Colours: auto (dark or light as the terminal is), or a name that /theme shows."
+    done_help = (
+        "How the end of an answer is told that nobody watches: bell (and the title), title (of the terminal), or off."
+    )
     panel_help = "Whether the panel of the machine at work is open: true or false."
     settings = (
         *(_remembered(option, SamplingParams) for option in options_of(SamplingParams).values() if option.is_setting),
@@ -168,6 +171,7 @@ def _describe_settings() -> list[Setting]:
         *(_remembered(option, EngineConfig) for option in options_of(EngineConfig).values() if option.is_setting),
         Setting(recent_help, MODELS, name="recent_targets", kind=tuple[str, ...], default=()),
         Setting(theme_help, _LOOKS, name="theme", kind=str, default="auto"),
+        Setting(done_help, _LOOKS, name="when_done", kind=str, default="title", choices=("bell", "title", "off")),
         Setting(panel_help, _LOOKS, name="show_panel", kind=bool, default=False),
     )
     return sorted(settings, key=lambda setting: (ANSWERS, MODELS, _MEMORY, _LOOKS).index(setting.group))
@@ -210,6 +214,9 @@ class ChatSettings(Mapping[str, Any]):
             SETTINGS[name].check_kind(value)
         if not self._values["theme"].strip():
             raise OptionError("theme is empty; give a name that the list of themes shows")
+        if self._values["when_done"] not in SETTINGS["when_done"].choices:
+            choices = " or ".join(SETTINGS["when_done"].choices)
+            raise OptionError(f"when_done is {quote(self._values['when_done'])}; it must be {choices}")
         for owner in (SamplingParams, EngineConfig):
             owner(**self.fields_of(owner))
 

@@ -155,6 +155,11 @@ class PromptArea(SafeTextArea):
         self._keep()
         self._show(len(self._history))
 
+    def keep_aside(self, text: str) -> None:
+        """Let up find a text, while what is shown stays."""
+        self.show_beside(text)
+        self.show_written()
+
     def give_back(self, message: str) -> None:
         """Show what could not be sent; what was written meanwhile stays below it, or waits beside a command."""
         if is_command(message) and not self.text.strip():

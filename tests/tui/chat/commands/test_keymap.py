@@ -30,7 +30,7 @@ OWNERS = (
         ChoiceField,
         LineDialog,
     ),
-    *(TextDialog, HelpScreen, ModelPicker, DeletedScreen, ThinkingFold),
+    *(LineDialog, TextDialog, HelpScreen, ModelPicker, DeletedScreen, ThinkingFold),
 )
 
 

@@ -43,6 +43,7 @@ CHOSEN = ChatSettings(
     prefix_cache="20GB",
     host_memory="min",
     theme="nord",
+    when_done="bell",
     show_panel=True,
 )
 """Every value differs from its default."""
@@ -110,6 +111,7 @@ def test_every_value_reaches_the_engine():
         ("recent_targets", "a", "recent_targets is 'a'; it must be a list of texts"),
         ("recent_targets", (1,), "recent_targets is (1,); it must be a list of texts"),
         ("theme", "", "theme is empty"),
+        ("when_done", "gong", "when_done is 'gong'; it must be bell or title or off"),
         ("show_panel", 1, "show_panel is 1; it must be true or false"),
         ("heat", 1, "'heat' is no setting; choose one of temperature, top_p, "),
     ],
@@ -189,7 +191,7 @@ def test_names_order_and_groups_are_those_of_the_files_that_people_have():
         ("Answers", answers.split()),
         ("Models", models.split()),
         ("Memory", ["device", "device_memory", "kv_format", "prefix_cache", "host_memory"]),
-        ("Looks", ["theme", "show_panel"]),
+        ("Looks", ["theme", "when_done", "show_panel"]),
     ]
     assert list(ChatSettings()) == list(SETTINGS)
 
@@ -198,7 +200,7 @@ def test_every_option_that_the_chat_remembers_is_a_setting():
     """So another one is stated in `runtime.config` alone."""
     options = [*options_of(SamplingParams).values(), *options_of(EngineConfig).values()]
     remembered = {option.name.removesuffix("_bytes") for option in options if option.is_setting}
-    own = {"system_prompt", "recent_targets", "theme", "show_panel"}
+    own = {"system_prompt", "recent_targets", "theme", "when_done", "show_panel"}
     assert remembered | own == set(SETTINGS) and not remembered & own
 
 
