@@ -49,7 +49,7 @@ FOOTER_WORDS = {
     "set": "Settings",
 }
 """Commands in the footer, with a word that fits beside the others in 80 columns; a narrow one shows the first."""
-TAKEN_BY_OTHERS = {"ctrl+f", "ctrl+q", "f7"}
+TAKEN_BY_OTHERS = {"ctrl+e", "ctrl+f", "ctrl+q"}
 """Keys that a text area or the app itself would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0  # within which Ctrl+C twice quits
 

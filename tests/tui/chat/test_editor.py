@@ -34,7 +34,7 @@ def test_visual_comes_before_editor_and_the_usual_ones_behind(monkeypatch):
         editor_command({"EDITOR": "vi 'x"})
 
 
-@pytest.mark.parametrize("way", ["f7", "/editor"])
+@pytest.mark.parametrize("way", ["ctrl+e", "/editor"])
 def test_what_is_saved_comes_back(tmp_path, way):
     async def story():
         async with telling(tmp_path, environment=editing(tmp_path, APPEND)) as teller:
@@ -55,7 +55,7 @@ def test_an_editor_that_fails_leaves_the_prompt_and_what_it_saved(tmp_path):
         async with telling(tmp_path, environment=editing(tmp_path, FAIL)) as teller:
             teller.app.suspend = nullcontext
             await teller.type("foxes")
-            await teller.press("f7")
+            await teller.press("ctrl+e")
             await teller.hears("ended with exit code 3; up brings back what was saved there")
             assert teller.chat.prompt.text == "foxes"
             await teller.press("up")
@@ -70,10 +70,10 @@ def test_an_editor_that_is_not_there_and_a_terminal_that_cannot_be_lent_are_told
     async def story():
         async with telling(tmp_path, environment={"EDITOR": "/nowhere/ed"}) as teller:
             await teller.type("foxes")
-            await teller.press("f7")
+            await teller.press("ctrl+e")
             await teller.hears("this terminal cannot be handed to an editor")
             teller.app.suspend = nullcontext
-            await teller.press("f7")
+            await teller.press("ctrl+e")
             await teller.hears("ed could not be used (No such file or directory); the prompt is as it was")
             kept = Path(teller.said[-1].partition("is in ")[2].partition(";")[0])
             assert kept.read_text() == "foxes" and teller.chat.prompt.text == "foxes"

@@ -53,7 +53,7 @@ COMMANDS = (
         "Attach a text file, as @ does; without one, bring back what was taken out last.",
     ),
     Command(
-        "/editor", "Write in your editor", "Write the prompt in $VISUAL or $EDITOR; what is saved comes back.", "f7"
+        "/editor", "Write in your editor", "Write the prompt in $VISUAL or $EDITOR; what is saved comes back.", "ctrl+e"
     ),
     Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
