@@ -36,7 +36,7 @@ _OF_SERVERS = {
     "seed": "seed",
     "stop": "stop",
     "max_new_tokens": "max_tokens",
-    **{name: name for name in ("top_k", "min_p", "repetition_penalty")},
+    **{name: name for name in ("top_k", "min_p", "repetition_penalty", "thinking_budget")},
 }
 """Options of an answer that our server takes, and what it calls them."""
 

@@ -1,4 +1,4 @@
-"""`overstory serve` answers the clients of OpenAI's API on this machine."""
+"""`overstory serve` answers the clients of OpenAI's and Anthropic's APIs on this machine."""
 
 import asyncio
 import os
@@ -67,7 +67,8 @@ def serve(
     ] = None,
     quiet: Quiet = False,
 ) -> int:
-    """Answer clients of OpenAI's API on this machine: /v1/chat/completions, /v1/completions, /v1/models.
+    """Answer clients of OpenAI's and Anthropic's APIs on this machine: /v1/chat/completions, /v1/completions,
+    /v1/responses, /v1/messages, /v1/models.
 
     Tell a client the base URL that the first line shows, http://127.0.0.1:8000/v1, and any key unless --api-key
     is given. Requests that come together share passes; clients take turns, and one that goes away ends its
@@ -82,7 +83,7 @@ def serve(
     from tui.server.app import build_app
     from tui.server.exchange import Service
     from tui.server.listening import listen, serve_until_end
-    from tui.server.running import RunningServer, announced
+    from tui.server.running import RunningServer, announced, found_anywhere
 
     console = progress_console(is_quiet=quiet)
     listening = listen(host, port)
@@ -101,9 +102,8 @@ def serve(
             if not quiet:
                 sys.stderr.write(f"overstory: {sentence}\n")
 
-        record = RunningServer(
-            host=host, port=listening.getsockname()[1], model=model, target=config.target or "", api_key=key
-        )
+        target = found_anywhere(config.target)
+        record = RunningServer(host=host, port=listening.getsockname()[1], model=model, target=target, api_key=key)
         base_url = record.base_url
         tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; Ctrl-C ends the server")
         tell(f"tell clients the base URL {base_url}/v1 and {'your' if key else 'any'} API key")

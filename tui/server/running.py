@@ -31,7 +31,7 @@ class RunningServer:
     model: str
     """What /v1/models calls the model that it answers with."""
     target: str = ""
-    """The model as the server was asked for it: a folder, a file or a name; empty for the demo model."""
+    """The model as the server was asked for it, see `found_anywhere`; empty for the demo model."""
     api_key: str | None = None
     """What a client has to send as its bearer; None is nothing."""
     process: str = ""
@@ -42,6 +42,11 @@ class RunningServer:
     def base_url(self) -> str:
         """What clients are told, without the /v1 that some want behind it."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def found_anywhere(target: str | None) -> str:
+    """Return a target as commands of other folders find it: a folder or file by its whole path, a name as it is."""
+    return str(Path(target).resolve()) if target and Path(target).exists() else target or ""
 
 
 def servers_folder() -> Path:

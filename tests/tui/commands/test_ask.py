@@ -63,6 +63,8 @@ def test_a_running_server_answers(capsys: pytest.CaptureFixture[str], monkeypatc
                     "x",
                     "--top-k",
                     "7",
+                    "--think",
+                    "20",
                 ]
             )
             == 0
@@ -77,6 +79,7 @@ def test_a_running_server_answers(capsys: pytest.CaptureFixture[str], monkeypatc
         {"role": "user", "content": "Attached file standard input (1 line):\n```\na log\n```\n\nWhat is new?"},
     ]
     assert (asked["temperature"], asked["stop"], asked["max_tokens"], asked["top_k"]) == (0.5, ["x"], 1024, 7)
+    assert asked["thinking_budget"] == 20
     assert "seed" not in asked and "top_p" not in asked
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tui.chat.store.store import writer_token
-from tui.server.running import RunningServer, announced, running_servers, servers_folder
+from tui.server.running import RunningServer, announced, found_anywhere, running_servers, servers_folder
 
 SERVER = RunningServer(host="127.0.0.1", port=8642, model="tiny", target="/models/tiny", api_key="secret")
 
@@ -86,3 +86,12 @@ def test_the_record_of_a_later_server_on_the_same_port_stays(tmp_path: Path) -> 
     with announced(SERVER, folder=tmp_path):
         (tmp_path / "8642.json").write_text(record_of(SERVER, process=writer_token(), model="later"))
     assert [found.model for found in running_servers(folder=tmp_path)] == ["later"]
+
+
+def test_a_folder_is_found_from_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path was of the folder that `serve` was started in, so that `ask` loaded the model again elsewhere."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert found_anywhere("model") == str(tmp_path.resolve() / "model")
+    assert found_anywhere("owner/name") == "owner/name"
+    assert found_anywhere(None) == ""
