@@ -92,7 +92,7 @@ def test_a_key_costs_the_same_in_a_list_a_table_and_code_as_in_prose(kind: str, 
     async def seconds_per_key(text: str) -> float:
         async with telling(tmp_path, script=endless) as teller:
             await teller.ask("Go on", is_awaited=False)
-            (answer,) = teller.screen.query("AnswerMarkdown")
+            (answer,) = teller.screen.query("AnswerTurn > AnswerMarkdown")
             answer.append(text[: len(text) * 2 // 3])
             seconds = []
             for start in range(len(text) * 2 // 3, len(text) * 2 // 3 + 300, 10):
