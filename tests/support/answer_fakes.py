@@ -98,7 +98,10 @@ def loading_of(
         yield LoadProgress("layers", 1, 2)
         plan = SimpleNamespace(advice=SimpleNamespace(sentence="it fits"), baseline_bytes=7_000_000)
         session = SimpleNamespace(
-            generate=generate, generate_all=one_by_one(generate), generation=generation or GenerationConfig()
+            generate=generate,
+            generate_all=one_by_one(generate),
+            generation=generation or GenerationConfig(),
+            can_think=True,
         )
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=(), load_progress=None)
 

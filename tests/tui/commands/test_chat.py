@@ -137,6 +137,9 @@ def test_the_app_gets_what_is_kept(own_folders, monkeypatch):
             seen.append(mouse)
             return None
 
+        def farewell(self):
+            return ""
+
     def make(services):
         seen.append(services)
         return Recorder()
