@@ -165,6 +165,7 @@ class Dispatcher:
             while self._await_work():
                 self._answer_once()
         finally:
+            self._is_ending = True  # also where a bug ended this thread: nobody else would answer
             self._unload("ended")
             self._fail([*self._running.values(), *self._take_all()], _shutting_down())
 

@@ -23,6 +23,7 @@ class FakeSession:
     """Answers a prompt with its words, one of each answer in a pass; a pass begins as soon as it may."""
 
     num_lanes: int = 2
+    tokenizer: None = None
     passes: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(10**6))
     """Passes that may begin."""
     log: list[tuple[str, ...]] = field(default_factory=list)
@@ -52,7 +53,7 @@ class FakeSession:
             if not live:
                 return
             self.has_begun.set()
-            self.passes.acquire()
+            assert self.passes.acquire(timeout=60)
             self.log.append(tuple(live))
             for name, (request, words) in list(live.items()):
                 is_dropped = name in self.dropped
@@ -139,7 +140,7 @@ def test_what_arrives_while_passes_run_joins_them_and_clients_take_turns():
 
     async def main(dispatcher):
         many = ask(dispatcher, "greedy", "g1", "g2", "g3", "g4")
-        await asyncio.to_thread(session.has_begun.wait)
+        await asyncio.to_thread(session.has_begun.wait, 20)
         few = ask(dispatcher, "modest", "m1")
         session.passes.release(100)
         return await texts([*many, *few])
@@ -181,7 +182,7 @@ def test_more_than_may_wait_are_refused_with_a_time():
 
         async def main():
             first = ask(dispatcher, 1, "1")
-            await asyncio.to_thread(session.has_begun.wait)
+            await asyncio.to_thread(session.has_begun.wait, 20)
             second = ask(dispatcher, 1, "2", "3", "4")  # taken whole, as there was room
             with pytest.raises(QueueFullError, match="3 answers wait already and --max-queue is 2") as refused:
                 ask(dispatcher, 2, "5")
@@ -201,7 +202,7 @@ def test_an_answer_is_dropped_where_it_is():
 
         async def main():
             running, waiting, other = ask(dispatcher, 1, "1", "2", "3")
-            await asyncio.to_thread(session.has_begun.wait)
+            await asyncio.to_thread(session.has_begun.wait, 20)
             dispatcher.drop(waiting)
             dispatcher.drop(running)
             dispatcher.drop(running)
@@ -245,7 +246,7 @@ def test_at_the_end_everybody_is_told():
 
         async def main():
             answers = ask(dispatcher, 1, "1", "2")
-            await asyncio.to_thread(session.has_begun.wait)
+            await asyncio.to_thread(session.has_begun.wait, 20)
             dispatcher.end()
             found = await texts(answers)
             with pytest.raises(ShuttingDownError):

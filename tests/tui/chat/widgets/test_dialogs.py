@@ -73,7 +73,7 @@ def test_the_commands_stand_in_groups():
         assert places == sorted(places)
         assert places[2] < next(index for index, row in enumerate(rows) if row.startswith("/model")) < places[3]
 
-    run(app, story, size=(100, 70))
+    run(app, story, size=(100, 90))
 
 
 def test_one_command_is_explained_with_all_that_it_takes():
