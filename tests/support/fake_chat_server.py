@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tui.chat.store.store import writer_token
+from tui.chat.store.writers import writer_token
 from tui.server.running import RunningServer
 
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}

@@ -7,15 +7,12 @@ what makes no sense now.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from itertools import count
-from typing import Any
 
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, ReasoningDelta, Round, TextDelta
-from runtime.prompts.prompt_file import Message, PromptRequest
 from tui.attachments import joined_messages
+from tui.chat.answering import AnswerWriter
 from tui.chat.changes import (
     TROUBLES,
     Change,
@@ -23,12 +20,11 @@ from tui.chat.changes import (
     ConversationLeft,
     EditBegun,
     PromptReturned,
-    TextCame,
-    ThoughtCame,
     Trouble,
     TurnsChanged,
     Waiting,
 )
+from tui.chat.commands.keymap import usual_key
 from tui.chat.engine.client import EngineClient, EngineDied
 from tui.chat.engine.context import context_words
 from tui.chat.engine.messages import (
@@ -41,7 +37,6 @@ from tui.chat.engine.messages import (
     OfAnswer,
     Report,
     SessionNote,
-    StopAnswer,
     StopLoad,
 )
 from tui.chat.engine.state import (
@@ -54,20 +49,15 @@ from tui.chat.engine.state import (
     with_thinking,
 )
 from tui.chat.store.branches import Place
-from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.records import (
     EndState,
     StoredMessage,
-    Thinking,
     chat_turns,
     first_kept_after_trim,
-    raw_text,
     readable,
     turn_ids,
 )
 from tui.chat.store.store import ConversationStore
-
-_BUSY = "an answer is being written; press Esc to stop it first"
 
 
 class Dialogue:
@@ -82,37 +72,35 @@ class Dialogue:
         unchosen: Callable[[], frozenset[str]] = frozenset,
         new_system_prompt: Callable[[], str] = str,
         is_raw: bool = False,
+        key: Callable[[str], str] = usual_key,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`params` are those of the next answer; `new_system_prompt` is a new conversation's.
+        """`params` are those of the next answer; `new_system_prompt` is a new conversation's; `key` writes a binding's.
 
         Where `is_raw`, and with a model without a chat template, what was said is a text that the model writes on from.
         """
-        self._is_raw = is_raw
+        self._is_raw, self._key = is_raw, key
         self.store = store
         self.state = EngineState()
         self.conversation_id: int | None = None
-        self.answer: Answer | None = None
-        """What the engine was asked for and has not ended yet."""
-        self._written: StoredMessage  # as it was when that answer began; may belong to a conversation that is not open
         self.waiting: tuple[Waiting, ...] = ()
         """Prompts of the open conversation that are sent once the engine is free, in order."""
         self.editing_id: int | None = None
         """The message that what is written next takes the place of, as another version."""
         self._engine = engine
-        self._params, self._unchosen = params, unchosen
+        self._writer = AnswerWriter(store, engine, params=params, unchosen=unchosen, clock=clock)
         self._new_system_prompt = new_system_prompt
-        self._answer_ids = count(1)
         self._next_system_prompt: str | None = None  # of a conversation that is not kept yet
         self._just_deleted: int | None = None  # a conversation, until something else is done
         self._afterwards: Callable[[], Changes] | None = None  # what an answer was interrupted for
         self.full: ContextFull | None = None
         """What makes room for what was asked last, where the context has none."""
         self._sent_ids: tuple[int, ...] = ()  # of its turns
-        self._clock = clock
-        self._thinking: Thinking | None = None  # of the answer that is being written
-        self._thinking_since = 0.0
-        self._num_tokens = 0  # of its rounds
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the engine was asked for and has not ended yet."""
+        return self._writer.request
 
     @property
     def is_answering(self) -> bool:
@@ -180,12 +168,12 @@ class Dialogue:
     def delete(self, conversation_id: int) -> Changes:
         """Delete a conversation, which `undo` brings back; an answer that is being written in it is stopped."""
         title = self.store.conversation(conversation_id).shown_title
-        is_answered = self.is_answering and self._written.conversation_id == conversation_id
+        is_answered = self.is_answering and self._writer.message.conversation_id == conversation_id
         stopped = self.stop() if is_answered else ()
         self.store.delete_conversation(conversation_id)
         opened = self.open(None) if conversation_id == self.conversation_id else ()
         self._just_deleted = conversation_id
-        return (*stopped, *opened, f"deleted: {title}; /undo or Ctrl+Z in the list brings it back")
+        return (*stopped, *opened, f"deleted: {title}; /undo or {self._key('list_undo')} in the list brings it back")
 
     def undelete(self, conversation_id: int | None = None) -> Changes:
         """Bring back a deleted conversation, the one deleted last unless another is named.
@@ -206,7 +194,7 @@ class Dialogue:
         """Leave the branch that is shown for an empty one, from which `undo` comes back."""
         messages = self.messages()
         if self.is_answering:
-            raise BadInputError(_BUSY)
+            raise self._busy()
         if not messages:
             return ("there is nothing to clear",)
         self._branch_off(messages[0].id)
@@ -218,7 +206,7 @@ class Dialogue:
         Another conversation comes back only where it was deleted just now, or where none is open.
         """
         if self.is_answering:
-            raise BadInputError(_BUSY)
+            raise self._busy()
         if self._just_deleted is not None or self.conversation_id is None:
             return self.undelete()
         if (place := self.store.step_back(self.conversation_id)) is not None:
@@ -230,7 +218,7 @@ class Dialogue:
     def redo(self) -> Changes:
         """Show the version after, at the last place that has one."""
         if self.is_answering:
-            raise BadInputError(_BUSY)
+            raise self._busy()
         place = None if self.conversation_id is None else self.store.step_forth(self.conversation_id)
         return ("there is nothing to bring back",) if place is None else self._stepped(place)
 
@@ -280,8 +268,7 @@ class Dialogue:
     def stop(self) -> Changes:
         """End the answer that is being written; what came is kept, and prompts that wait come back."""
         self._afterwards = None
-        if self.answer is not None:
-            self._engine.send(StopAnswer(self.answer.answer_id))
+        self._writer.stop()
         return self.return_waiting()
 
     def stop_load(self) -> Changes:
@@ -308,10 +295,10 @@ class Dialogue:
         index = next((index for index, each in enumerate(messages) if each.id == message_id), None)
         if index is None:
             raise BadInputError("that message is not shown any more; choose one that is")
-        if self.is_answering and self._written.id in (each.id for each in messages[index : index + 2]):
+        if self.is_answering and self._writer.message.id in (each.id for each in messages[index : index + 2]):
             self._interrupt(None)
         goes_on = "sends it" if messages[index].role == "user" else "lets the model write on from it"
-        word = f"Enter {goes_on}, as another version; Esc leaves it as it was"
+        word = f"{self._key('send')} {goes_on}, as another version; {self._key('back')} leaves it as it was"
         if self.editing_id == message_id:
             return (word,)
         self.editing_id = message_id
@@ -343,25 +330,25 @@ class Dialogue:
         """Take note that the process was ended on request: its answer is over, and nothing answers until a load."""
         self._afterwards = None
         self.state = with_death("the engine was ended; /restart starts it again")
-        return (*self._end("stopped", {"finish_reason": "stopped"}), *self.return_waiting())
+        return (*self._writer.end("stopped", {"finish_reason": "stopped"}), *self.return_waiting())
 
     def take(self, report: Report | EngineDied) -> Changes:
         """Save what the engine says; what it says of an answer that is over is ignored."""
         if isinstance(report, EngineDied):
             self._afterwards, self.state = None, with_death(report.sentence)
-            ended = self._end("failed", {"error": report.sentence, "kind": "dead"})
+            ended = self._writer.end("failed", {"error": report.sentence, "kind": "dead"})
             return (*ended, *self.return_waiting(), Trouble("dead", report.sentence))
         if isinstance(report, OfAnswer) and (self.answer is None or self.answer.answer_id != report.answer_id):
             return ()
         said = report.event if isinstance(report, OfAnswer) else report
         if isinstance(said, TextDelta):
             self.state = with_thinking(self.state, is_thinking=False)
-            return self._add_text(said.text)
+            return self._if_open(self._writer.write(said.text))
         if isinstance(said, ReasoningDelta):
             self.state = with_thinking(self.state, is_thinking=True)
-            return self._add_thinking(said.text)
+            return self._if_open(self._writer.think(said.text))
         if isinstance(said, Round):
-            self._num_tokens += said.num_emitted
+            self._writer.count_tokens(said.num_emitted)
         self.state = with_report(self.state, report)
         match said:
             case Finished():
@@ -370,7 +357,7 @@ class Dialogue:
                 self.full = said
             case Failed(sentence=sentence, kind=kind):
                 self._afterwards = None
-                ended = self._end("failed", {"error": sentence, "kind": kind})
+                ended = self._writer.end("failed", {"error": sentence, "kind": kind})
                 full = self.full if kind == "context" else None
                 return (*ended, *self.return_waiting(), Trouble(TROUBLES.get(kind, "fault"), sentence, full))
             case LoadRefused(sentence=sentence, kind=kind):
@@ -384,35 +371,14 @@ class Dialogue:
                 return self._go_on()
         return ()
 
-    def _add_text(self, text: str) -> Changes:
-        shown: Changes = (TextCame(text),) if self._written.conversation_id == self.conversation_id else ()
-        try:
-            self.store.append_text(self._written.id, text)
-        except ConversationStoreError:
-            return shown  # the store keeps it, and whoever asks for `is_unsaved` tells
-        except OverstoryError as error:
-            return (*shown, Trouble("store", str(error)))
-        return shown
-
-    def _add_thinking(self, text: str) -> Changes:
-        now = self._clock()
-        if self._thinking is None:
-            self._thinking, self._thinking_since = Thinking(text=""), now
-        text, seconds = self._thinking.text + text, now - self._thinking_since
-        self._thinking = Thinking(text=text, num_tokens=self._num_tokens, seconds=seconds)
-        is_shown = self._written.conversation_id == self.conversation_id
-        shown: Changes = (ThoughtCame(self._thinking),) if is_shown else ()
-        try:
-            self.store.keep_thinking(self._written.id, self._thinking)
-        except ConversationStoreError:
-            return shown  # the answer's end keeps it, or tells
-        except OverstoryError as error:
-            return (*shown, Trouble("store", str(error)))
-        return shown
+    def _if_open(self, changes: Changes) -> Changes:
+        """Return what is to be shown of an answer; only troubles if its conversation is not open."""
+        is_open = self._writer.message.conversation_id == self.conversation_id
+        return changes if is_open else tuple(each for each in changes if isinstance(each, Trouble))
 
     def _finished(self, finished: Finished) -> Changes:
         state: EndState = "complete" if finished.finish_reason in ("stop", "length") else "stopped"
-        ended = self._end(state, measured(finished))
+        ended = self._writer.end(state, measured(finished))
         if finished.finish_reason != "context" or self._afterwards is not None:
             return (*ended, *self._go_on())
         words = "the context is full" if self.full is None else context_words(self.full)
@@ -444,7 +410,7 @@ class Dialogue:
         if not messages:
             raise BadInputError("nothing was asked yet")
         if self.is_answering:
-            raise BadInputError(_BUSY)
+            raise self._busy()
         if self.state.phase == "loading":
             raise BadInputError("the model is still loading; try again once it is there")
         if (trouble := self._missing_model()) is not None:
@@ -484,7 +450,7 @@ class Dialogue:
     def _trim(self, messages: list[StoredMessage]) -> Changes:
         assert self.conversation_id is not None
         kept = [message for message in messages if not message.is_left_out]
-        is_full = self.full is not None and messages[-1].id == self._written.id
+        is_full = self.full is not None and messages[-1].id == self._writer.message.id
         if is_full and self.full is not None:
             kept_id = self._sent_ids[self.full.num_left_out] if self.full.num_left_out else None
         else:
@@ -513,24 +479,9 @@ class Dialogue:
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
     def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
-        params, answer_id = self._params(), next(self._answer_ids)
-        params = replace(params, seed=params.seed + len(self.store.versions_of(message.id)) - 1)
-        messages = tuple(
-            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
-        )
-        prompt = PromptRequest(
-            id=str(answer_id),
-            messages=messages,
-            params=params,
-            unchosen=self._unchosen(),
-            is_continued=is_continued,
-            wants_parts=True,
-        )
-        if self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template):
-            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
-        self.answer, self._written, self.full = Answer(answer_id, prompt), message, None
-        self._thinking, self._num_tokens = message.thinking, 0
-        self._engine.send(self.answer)
+        is_text = self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template)
+        self._writer.send(message, turns, is_continued=is_continued, is_text=is_text)
+        self.full = None
         self.state = begin_answer(self.state)
 
     def _turns(self) -> tuple[dict[str, str], ...]:
@@ -538,19 +489,6 @@ class Dialogue:
         messages = readable([message for message in self.messages() if not message.is_left_out])
         self._sent_ids = turn_ids(messages)
         return chat_turns(self.system_prompt(), messages)
-
-    def _end(self, state: EndState, statistics: Mapping[str, Any]) -> Changes:
-        answer, self.answer = self.answer, None
-        if answer is None:
-            return ()
-        thought = {} if self._thinking is None else {"thinking": self._thinking.to_record()}
-        kept = {**statistics, "seed": answer.prompt.params.seed, **thought}
-        try:
-            return (self.store.finish_answer(self._written.id, state=state, statistics=kept),)
-        except ConversationStoreError:
-            return self._guarded(lambda: (self.store.message(self._written.id),))
-        except OverstoryError as error:
-            return (Trouble("store", str(error)),)
 
     def _go_on(self) -> Changes:
         """Do what waits for the engine to be free: what an answer was interrupted for, then the next prompt."""
@@ -569,14 +507,16 @@ class Dialogue:
 
     def _interrupt(self, afterwards: Callable[[], Changes] | None) -> None:
         """End the answer to do something else with its conversation, which keeps what came of it."""
-        if self._written.conversation_id != self.conversation_id:
-            title = self.store.conversation(self._written.conversation_id).shown_title
-            raise BadInputError(f"an answer is being written in {title}; press Esc to stop it first")
-        if self._written.id not in {each.id for each in self.messages()}:
-            raise BadInputError("an answer is being written on another branch; press Esc to stop it first")
-        assert self.answer is not None
-        self._engine.send(StopAnswer(self.answer.answer_id))
+        if self._writer.message.conversation_id != self.conversation_id:
+            title = self.store.conversation(self._writer.message.conversation_id).shown_title
+            raise self._busy(f" in {title}")
+        if self._writer.message.id not in {each.id for each in self.messages()}:
+            raise self._busy(" on another branch")
+        self._writer.stop()
         self._afterwards = afterwards
+
+    def _busy(self, where: str = "") -> BadInputError:
+        return BadInputError(f"an answer is being written{where}; press {self._key('back')} to stop it first")
 
     def _ask_or_return(self, prompt: Waiting) -> Changes:
         try:

@@ -135,6 +135,7 @@ class ChatDisplay:
             unchosen=services.settings.unchosen,
             new_system_prompt=lambda: services.settings.system_prompt,
             is_raw=services.settings.is_raw,
+            key=lambda name: key_now(screen, name),
         )
         self.view = ConversationView(id="conversation")
         self.prompt = PromptArea(id="prompt")

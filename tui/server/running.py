@@ -13,7 +13,7 @@ import msgspec
 
 from profiles.files import parse_json_text, read_regular_file
 from tui.chat.store.private_files import replace_private_file
-from tui.chat.store.store import is_writing, writer_token
+from tui.chat.store.writers import is_writing, writer_token
 from tui.environment import cache_folder
 
 SCHEMA_VERSION = 1

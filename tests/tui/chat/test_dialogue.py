@@ -19,7 +19,7 @@ def test_what_is_thought_is_saved_as_it_comes_and_left_to_the_template_later(dia
     dialogue.ask("Hello?")
     answer_id = engine.requests[-1].answer_id
     seconds = iter((1.0, 3.5))
-    dialogue._clock = lambda: next(seconds)
+    dialogue._writer._clock = lambda: next(seconds)
     take(dialogue, answer_id, ROUND)
     (came,) = take(dialogue, answer_id, ReasoningDelta("They "))
     assert came == ThoughtCame(Thinking(text="They ", num_tokens=3, seconds=0.0))
@@ -189,6 +189,19 @@ def test_the_answer_of_another_conversation_is_not_interrupted(dialogue, engine,
         dialogue.regenerate()
     assert dialogue.edit_last()[0] == EditBegun("Owls?")
     assert not isinstance(engine.requests[-1], StopAnswer)
+
+
+def test_sentences_name_the_keys_that_hold(store, engine):
+    keys = {"back": "F12", "send": "Ctrl+S", "list_undo": "U"}
+    dialogue = Dialogue(store, engine, key=keys.__getitem__)
+    dialogue.load({})
+    dialogue.take(LOADED)
+    dialogue.ask("One?")
+    with pytest.raises(BadInputError, match="being written; press F12 to stop it first"):
+        dialogue.clear()
+    answered(dialogue, "1")
+    assert dialogue.edit_last()[-1] == "Ctrl+S sends it, as another version; F12 leaves it as it was"
+    assert dialogue.delete(dialogue.conversation_id)[-1] == "deleted: One?; /undo or U in the list brings it back"
 
 
 def test_undo_reaches_every_answer_in_order_and_redo_comes_back(dialogue, store, engine):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tui.chat.store.store import writer_token
+from tui.chat.store.writers import writer_token
 from tui.server.running import RunningServer, announced, found_anywhere, running_servers, servers_folder
 
 SERVER = RunningServer(host="127.0.0.1", port=8642, model="tiny", target="/models/tiny", api_key="secret")

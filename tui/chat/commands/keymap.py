@@ -81,13 +81,24 @@ def bind(
 
 def keys_now(node: DOMNode, name: str) -> tuple[str, ...]:
     """Return the keys that do it in the app of a node, as Textual names keys."""
-    keys = node.app._keymap.get(name, DEFAULT_KEYS[name])
-    return tuple(key for key in keys.split(",") if key != NO_KEY)
+    return _split(node.app._keymap.get(name, DEFAULT_KEYS[name]))
 
 
 def key_now(node: DOMNode, name: str) -> str:
     """Return the first of them as it is written on the keyboard; for a command without one, how it is typed."""
-    keys = keys_now(node, name)
+    return _written(name, keys_now(node, name))
+
+
+def usual_key(name: str) -> str:
+    """Return the same where no keys were chosen."""
+    return _written(name, _split(DEFAULT_KEYS[name]))
+
+
+def _split(keys: str) -> tuple[str, ...]:
+    return tuple(key for key in keys.split(",") if key != NO_KEY)
+
+
+def _written(name: str, keys: Sequence[str]) -> str:
     if not keys and any(each.name == name for each in COMMANDS):
         return f"/{name}"
     return key_text(keys[0]) if keys else "no key"

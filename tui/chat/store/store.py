@@ -6,16 +6,14 @@ use one database, each with one store, which may be called from any thread.
 
 import json
 import math
-import os
-import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from profiles.errors import BadInputError
-from tui.chat.store.branches import ROOT, Branch, MessageTree, Node, Place
+from tui.chat.store.branches import ROOT, Branch, Place
 from tui.chat.store.database import ConversationDatabase, ConversationStoreError
 from tui.chat.store.drafts import Draft, replace_draft, select_draft
 from tui.chat.store.records import (
@@ -27,27 +25,31 @@ from tui.chat.store.records import (
     storable,
     title_of_prompt,
 )
+from tui.chat.store.rows import (
+    ALL_CONVERSATIONS,
+    CONVERSATIONS,
+    MESSAGES,
+    SHOWN,
+    add_message,
+    go_to,
+    insert_message,
+    is_there,
+    select_branch,
+    select_conversation,
+    select_message,
+    select_tree,
+    stop_answers,
+    title_line,
+    to_json,
+    to_message,
+    unknown,
+    update_conversation,
+)
 from tui.chat.store.search import SearchHit, find_hits
+from tui.chat.store.writers import is_writing, writer_token
 
 UNDO_SECONDS = 30 * 86400.0
 """How long a deleted conversation can be brought back."""
-MAX_BRANCH_WORDS = 200
-"""Characters of the messages that tell a branch from others."""
-_CLOCK_SECONDS = 10.0
-"""A process's start time is derived from the system's clock, which may have been set since."""
-
-_SHOWN = "WITH RECURSIVE shown (id) AS (SELECT {leaf} UNION SELECT parent_id FROM messages JOIN shown USING (id))"
-"""The messages of the branch that ends with a leaf, and 0."""
-_ALL_CONVERSATIONS = f"""
-SELECT id, title, system_prompt, created_at, updated_at, deleted_at, leaf_id,
-    ({_SHOWN.format(leaf="c.leaf_id")} SELECT count(*) FROM messages JOIN shown USING (id)) AS num_messages
-FROM conversations c
-"""
-_CONVERSATIONS = f"{_ALL_CONVERSATIONS} WHERE deleted_at IS NULL"
-_MESSAGES = (
-    "SELECT id, conversation_id, parent_id, role, content, state, model, statistics, created_at, is_left_out "
-    "FROM messages"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class ConversationStore:
             if token is not None:
                 self.save_unsaved()
                 with self._database.writing() as connection:
-                    _stop_answers(connection, token)
+                    stop_answers(connection, token)
         finally:
             self._database.close()
 
@@ -115,7 +117,7 @@ class ConversationStore:
         Messages without an id follow each other. The branch that is shown ends with the conversation's leaf, or with
         the last message if that is 0.
         """
-        title, system_prompt = _title_line(conversation.title), storable(conversation.system_prompt)
+        title, system_prompt = title_line(conversation.title), storable(conversation.system_prompt)
         used_at = self._clock() if is_used_now else conversation.updated_at
         with self._database.writing() as connection:
             added_id = (
@@ -130,25 +132,25 @@ class ConversationStore:
                 parent_id = ids[message.parent_id] if message.id else last_id
                 state: MessageState = "stopped" if message.state == "streaming" else message.state
                 added = replace(message, conversation_id=added_id, parent_id=parent_id, state=state)
-                last_id = ids[message.id or -1] = _insert(connection, added).id
+                last_id = ids[message.id or -1] = insert_message(connection, added).id
             leaf_id = ids[conversation.leaf_id] if conversation.leaf_id else last_id
             connection.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf_id, added_id))
-            return _select_conversation(connection, added_id)
+            return select_conversation(connection, added_id)
 
     def conversation(self, conversation_id: int) -> Conversation:
         """Return the conversation as it is now."""
         with self._database.reading() as connection:
-            return _select_conversation(connection, conversation_id)
+            return select_conversation(connection, conversation_id)
 
     def list_conversations(self, *, limit: int = -1) -> list[Conversation]:
         """Return those that are not deleted, the one used last in front; at most `limit`, unless that is negative."""
         with self._database.reading() as connection:
-            query = f"{_CONVERSATIONS} ORDER BY updated_at DESC, id DESC LIMIT ?"
+            query = f"{CONVERSATIONS} ORDER BY updated_at DESC, id DESC LIMIT ?"
             return [Conversation(**row) for row in connection.execute(query, (limit,))]
 
     def rename_conversation(self, conversation_id: int, title: str) -> None:
         """Give it another title, which becomes one line."""
-        self._update(conversation_id, title=_title_line(title))
+        self._update(conversation_id, title=title_line(title))
 
     def set_system_prompt(self, conversation_id: int, system_prompt: str) -> None:
         """Change what the model is told first, from the next answer on."""
@@ -157,9 +159,9 @@ class ConversationStore:
     def leave_out_before(self, conversation_id: int, message_id: int) -> None:
         """Let a model read only that message of the branch shown and those after it from now on; 0 for all of them."""
         with self._database.writing() as connection:
-            leaf_id = _select_conversation(connection, conversation_id).leaf_id
+            leaf_id = select_conversation(connection, conversation_id).leaf_id
             connection.execute(
-                f"{_SHOWN.format(leaf='?')} UPDATE messages SET is_left_out = id < ? WHERE id IN shown",
+                f"{SHOWN.format(leaf='?')} UPDATE messages SET is_left_out = id < ? WHERE id IN shown",
                 (leaf_id, message_id),
             )
 
@@ -171,12 +173,12 @@ class ConversationStore:
         """Bring a deleted conversation back; one that is not deleted stays as it is."""
         with self._database.writing() as connection:
             connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
-            return _select_conversation(connection, conversation_id)
+            return select_conversation(connection, conversation_id)
 
     def list_deleted(self) -> list[Conversation]:
         """Return those that are deleted and can be brought back, the one deleted last in front."""
         with self._database.reading() as connection:
-            query = f"{_ALL_CONVERSATIONS} WHERE deleted_at IS NOT NULL ORDER BY deleted_at DESC, id DESC"
+            query = f"{ALL_CONVERSATIONS} WHERE deleted_at IS NOT NULL ORDER BY deleted_at DESC, id DESC"
             return [Conversation(**row) for row in connection.execute(query)]
 
     def purge_conversation(self, conversation_id: int) -> None:
@@ -184,7 +186,7 @@ class ConversationStore:
         with self._database.writing() as connection:
             query = "DELETE FROM conversations WHERE id = ? AND deleted_at IS NOT NULL"
             if not connection.execute(query, (conversation_id,)).rowcount:
-                raise _unknown(f"deleted conversation {conversation_id}")
+                raise unknown(f"deleted conversation {conversation_id}")
         self._database.remove_earlier(until=math.inf)  # which have it too
 
     def purge_deleted(self, *, older_than_seconds: float) -> int:
@@ -198,20 +200,20 @@ class ConversationStore:
     def messages(self, conversation_id: int) -> list[StoredMessage]:
         """Return the messages of the branch that is shown, oldest first."""
         with self._database.reading() as connection:
-            return self.messages_until(_select_conversation(connection, conversation_id).leaf_id)
+            return self.messages_until(select_conversation(connection, conversation_id).leaf_id)
 
     def messages_until(self, message_id: int) -> list[StoredMessage]:
         """Return the messages of the branch that leads to this one, itself included, oldest first; none for 0."""
         with self._database.reading() as connection:
-            query = f"{_SHOWN.format(leaf='?')} {_MESSAGES} WHERE id IN shown ORDER BY id"
-            return [self._whole(_to_message(row)) for row in connection.execute(query, (message_id,))]
+            query = f"{SHOWN.format(leaf='?')} {MESSAGES} WHERE id IN shown ORDER BY id"
+            return [self._whole(to_message(row)) for row in connection.execute(query, (message_id,))]
 
     def all_messages(self, conversation_id: int) -> list[StoredMessage]:
         """Return the messages of all branches, in the order in which they were begun."""
         with self._database.reading() as connection:
-            _select_conversation(connection, conversation_id)
-            query = f"{_MESSAGES} WHERE conversation_id = ? ORDER BY id"
-            return [self._whole(_to_message(row)) for row in connection.execute(query, (conversation_id,))]
+            select_conversation(connection, conversation_id)
+            query = f"{MESSAGES} WHERE conversation_id = ? ORDER BY id"
+            return [self._whole(to_message(row)) for row in connection.execute(query, (conversation_id,))]
 
     def versions(self, conversation_id: int) -> dict[int, tuple[int, ...]]:
         """Return what else follows the same message as each of the branch shown, itself included; where there is any.
@@ -219,34 +221,35 @@ class ConversationStore:
         In the order in which they were begun.
         """
         with self._database.reading() as connection:
-            leaf_id = _select_conversation(connection, conversation_id).leaf_id
-            tree = _select_tree(connection, conversation_id)
+            leaf_id = select_conversation(connection, conversation_id).leaf_id
+            tree = select_tree(connection, conversation_id)
             versions = {message_id: tree.versions(message_id) for message_id in tree.path(leaf_id)}
         return {message_id: each for message_id, each in versions.items() if len(each) > 1}
 
     def versions_of(self, message_id: int) -> tuple[int, ...]:
         """Return what follows the same message as this one, itself included, in the order in which they were begun."""
         with self._database.reading() as connection:
-            message = _select_message(connection, message_id)
+            message = select_message(connection, message_id)
             query = "SELECT id FROM messages WHERE conversation_id = ? AND parent_id = ? ORDER BY id"
             return tuple(row[0] for row in connection.execute(query, (message.conversation_id, message.parent_id)))
 
     def branches(self, conversation_id: int) -> list[Branch]:
         """Return the branches, that which was written to last in front."""
         with self._database.reading() as connection:
-            shown_id = _select_conversation(connection, conversation_id).leaf_id
-            tree = _select_tree(connection, conversation_id)
+            shown_id = select_conversation(connection, conversation_id).leaf_id
+            tree = select_tree(connection, conversation_id)
             return [
-                _branch(connection, tree, leaf_id, is_shown=leaf_id == shown_id) for leaf_id in reversed(tree.leaves())
+                select_branch(connection, tree, leaf_id, is_shown=leaf_id == shown_id)
+                for leaf_id in reversed(tree.leaves())
             ]
 
     def show(self, message_id: int) -> None:
         """Show the branch with that message; of those that have it, the one that was shown last."""
         with self._database.writing() as connection:
-            conversation_id = _select_message(connection, message_id).conversation_id
-            tree = _select_tree(connection, conversation_id)
-            if message_id not in tree.path(_select_conversation(connection, conversation_id).leaf_id):
-                _go_to(connection, conversation_id, tree.latest_leaf(message_id))
+            conversation_id = select_message(connection, message_id).conversation_id
+            tree = select_tree(connection, conversation_id)
+            if message_id not in tree.path(select_conversation(connection, conversation_id).leaf_id):
+                go_to(connection, conversation_id, tree.latest_leaf(message_id))
 
     def branch_off(self, message_id: int) -> None:
         """Show the branch up to this message, which is left away; what is added next takes its place.
@@ -254,8 +257,8 @@ class ConversationStore:
         For another answer to the same prompt, or another prompt in place of one: `step_back` takes it back.
         """
         with self._database.writing() as connection:
-            message = _select_message(connection, message_id)
-            _go_to(connection, message.conversation_id, message.parent_id)
+            message = select_message(connection, message_id)
+            go_to(connection, message.conversation_id, message.parent_id)
 
     def recent_prompts(self, *, limit: int) -> list[str]:
         """Return the last prompts of all conversations, oldest first, each text once."""
@@ -281,8 +284,8 @@ class ConversationStore:
         """
         try:
             with self._database.writing() as connection:
-                if conversation_id is not None and not _is_there(connection, conversation_id):
-                    raise _unknown(f"conversation {conversation_id}")
+                if conversation_id is not None and not is_there(connection, conversation_id):
+                    raise unknown(f"conversation {conversation_id}")
                 replace_draft(connection, conversation_id, draft, writer=self._writer_token())
         except ConversationStoreError:
             self._unsaved_drafts[conversation_id] = draft
@@ -292,25 +295,25 @@ class ConversationStore:
     def message(self, message_id: int) -> StoredMessage:
         """Return one message, on whatever branch."""
         with self._database.reading() as connection:
-            return self._whole(_select_message(connection, message_id))
+            return self._whole(select_message(connection, message_id))
 
     def append_prompt(self, conversation_id: int, content: str) -> StoredMessage:
         """Add what the user says to the branch shown; names the conversation if it has no title yet."""
         with self._database.writing() as connection:
             now = self._clock()
-            title = _select_conversation(connection, conversation_id).title or _title_line(title_of_prompt(content))
-            _update_conversation(connection, conversation_id, title=title, updated_at=now)
+            title = select_conversation(connection, conversation_id).title or title_line(title_of_prompt(content))
+            update_conversation(connection, conversation_id, title=title, updated_at=now)
             prompt = StoredMessage(
                 conversation_id=conversation_id, role="user", content=content, state="complete", created_at=now
             )
-            return _add(connection, prompt)
+            return add_message(connection, prompt)
 
     def begin_answer(self, conversation_id: int, *, model: str) -> StoredMessage:
         """Add an empty answer that streams to the branch shown."""
         token = self._writer_token()
         with self._database.writing() as connection:
             now = self._clock()
-            _update_conversation(connection, conversation_id, updated_at=now)
+            update_conversation(connection, conversation_id, updated_at=now)
             answer = StoredMessage(
                 conversation_id=conversation_id,
                 role="assistant",
@@ -319,7 +322,7 @@ class ConversationStore:
                 model=model,
                 created_at=now,
             )
-            return _add(connection, answer, writer=token)
+            return add_message(connection, answer, writer=token)
 
     def continue_answer(self, message_id: int) -> StoredMessage:
         """Let an answer that has ended stream again, from its end on."""
@@ -338,13 +341,13 @@ class ConversationStore:
         """Save what an answer has thought so far; `finish_answer` takes all of it once more, in its statistics."""
         with self._database.writing() as connection:
             query = "UPDATE messages SET statistics = json_set(statistics, '$.thinking', json(?)) WHERE id = ?"
-            connection.execute(query, (_to_json(thinking.to_record()), message_id))
+            connection.execute(query, (to_json(thinking.to_record()), message_id))
 
     def finish_answer(
         self, message_id: int, *, state: EndState = "complete", statistics: Mapping[str, Any] | None = None
     ) -> StoredMessage:
         """End an answer; `statistics`, JSON values by name, replace those it has, if given."""
-        self._extend(message_id, "", state=state, statistics=None if statistics is None else _to_json(statistics))
+        self._extend(message_id, "", state=state, statistics=None if statistics is None else to_json(statistics))
         return self.message(message_id)
 
     def step_back(self, conversation_id: int) -> Place | None:
@@ -388,7 +391,7 @@ class ConversationStore:
 
     def _update(self, conversation_id: int, **values: str | float) -> None:
         with self._database.writing() as connection:
-            _update_conversation(connection, conversation_id, **values)
+            update_conversation(connection, conversation_id, **values)
 
     def _extend(
         self,
@@ -419,7 +422,7 @@ class ConversationStore:
                     (unsaved.text, unsaved.state, unsaved.writer, unsaved.statistics, message_id),
                 )
                 if not extended.rowcount:
-                    raise _unknown(f"answer {message_id}")
+                    raise unknown(f"answer {message_id}")
                 if unsaved.state != "streaming":
                     connection.execute(
                         "UPDATE conversations SET updated_at = ? "
@@ -442,14 +445,14 @@ class ConversationStore:
 
     def _step(self, conversation_id: int, *, is_back: bool) -> Place | None:
         with self._database.writing() as connection:
-            leaf_id = _select_conversation(connection, conversation_id).leaf_id
-            tree = _select_tree(connection, conversation_id)
+            leaf_id = select_conversation(connection, conversation_id).leaf_id
+            tree = select_tree(connection, conversation_id)
             wanted_id = tree.neighbour(leaf_id, is_back=is_back)
             if wanted_id is None:
                 return None
-            _go_to(connection, conversation_id, tree.latest_leaf(wanted_id))
+            go_to(connection, conversation_id, tree.latest_leaf(wanted_id))
             versions = tree.versions(wanted_id)
-            is_answer = _select_message(connection, wanted_id).role == "assistant"
+            is_answer = select_message(connection, wanted_id).role == "assistant"
             return Place(versions.index(wanted_id) + 1, len(versions), is_answer=is_answer, message_id=wanted_id)
 
     def _writer_token(self) -> str:
@@ -463,124 +466,4 @@ class ConversationStore:
             query = "SELECT DISTINCT writer FROM messages WHERE state = 'streaming'"
             for (writer,) in connection.execute(query).fetchall():
                 if writer is None or not is_writing(writer):
-                    _stop_answers(connection, writer)
-
-
-def writer_token() -> str:
-    """Name this process among all that ever ran on this machine: its number is used again, its start time not."""
-    import psutil  # here, since an app that only shows old conversations needs none of it
-
-    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
-
-
-def is_writing(token: str) -> bool:
-    """Return whether the process that the token names still runs; False for what is no token."""
-    import psutil
-
-    try:
-        number, started_at = token.split()
-        process = psutil.Process(int(number))
-        is_same = abs(process.create_time() - float(started_at)) < _CLOCK_SECONDS
-        return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except (ValueError, OverflowError, psutil.Error):
-        return False
-
-
-def _unknown(what: str) -> BadInputError:
-    return BadInputError(f"{what} is not there, or no longer; choose another one")
-
-
-def _select_conversation(connection: sqlite3.Connection, conversation_id: int | None) -> Conversation:
-    row = connection.execute(f"{_CONVERSATIONS} AND id = ?", (conversation_id,)).fetchone()
-    if row is None:
-        raise _unknown(f"conversation {conversation_id}")
-    return Conversation(**row)
-
-
-def _is_there(connection: sqlite3.Connection, conversation_id: int) -> bool:
-    """Return whether the conversation was not purged; it may be deleted."""
-    query = "SELECT 1 FROM conversations WHERE id = ?"
-    return connection.execute(query, (conversation_id,)).fetchone() is not None
-
-
-def _select_message(connection: sqlite3.Connection, message_id: int | None) -> StoredMessage:
-    row = connection.execute(f"{_MESSAGES} WHERE id = ?", (message_id,)).fetchone()
-    if row is None:
-        raise _unknown(f"message {message_id}")
-    return _to_message(row)
-
-
-def _select_tree(connection: sqlite3.Connection, conversation_id: int) -> MessageTree:
-    query = "SELECT id, parent_id, last_shown FROM messages WHERE conversation_id = ?"
-    return MessageTree(Node(*row) for row in connection.execute(query, (conversation_id,)))
-
-
-def _branch(connection: sqlite3.Connection, tree: MessageTree, leaf_id: int, *, is_shown: bool) -> Branch:
-    parting = _select_message(connection, tree.parting(leaf_id))
-    parent = _select_message(connection, parting.parent_id) if parting.parent_id else None
-    return Branch(
-        leaf_id=leaf_id,
-        num_messages=len(tree.path(leaf_id)),
-        role=parting.role,
-        words=parting.content[:MAX_BRANCH_WORDS],
-        follows=parent.content[:MAX_BRANCH_WORDS] if parent is not None else "",
-        updated_at=_select_message(connection, leaf_id).created_at,
-        is_shown=is_shown,
-    )
-
-
-def _go_to(connection: sqlite3.Connection, conversation_id: int, leaf_id: int) -> None:
-    """Show the branch that ends there, and remember where the one shown so far does."""
-    connection.execute(
-        "UPDATE messages SET last_shown = 1 + (SELECT max(last_shown) FROM messages WHERE conversation_id = ?1) "
-        "WHERE id = (SELECT leaf_id FROM conversations WHERE id = ?1)",
-        (conversation_id,),
-    )
-    connection.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf_id, conversation_id))
-
-
-def _add(connection: sqlite3.Connection, message: StoredMessage, *, writer: str | None = None) -> StoredMessage:
-    """Store a message at the end of the branch that is shown."""
-    parent_id = _select_conversation(connection, message.conversation_id).leaf_id
-    added = _insert(connection, replace(message, parent_id=parent_id), writer=writer)
-    connection.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (added.id, added.conversation_id))
-    return added
-
-
-def _insert(connection: sqlite3.Connection, message: StoredMessage, *, writer: str | None = None) -> StoredMessage:
-    """Store a message under a new id, and return it as it is stored."""
-    values = asdict(message) | {
-        "id": None,
-        "content": storable(message.content),
-        "model": storable(message.model),
-        "statistics": _to_json(message.statistics),
-        "writer": writer,
-    }
-    columns, places = ", ".join(values), ", ".join(f":{name}" for name in values)
-    inserted = connection.execute(f"INSERT INTO messages ({columns}) VALUES ({places})", values)
-    return _select_message(connection, inserted.lastrowid)
-
-
-def _update_conversation(connection: sqlite3.Connection, conversation_id: int, **values: str | float) -> None:
-    _select_conversation(connection, conversation_id)
-    columns = ", ".join(f"{name} = ?" for name in values)
-    connection.execute(f"UPDATE conversations SET {columns} WHERE id = ?", (*values.values(), conversation_id))
-
-
-def _stop_answers(connection: sqlite3.Connection, writer: str | None) -> None:
-    connection.execute(
-        "UPDATE messages SET state = 'stopped', writer = NULL WHERE state = 'streaming' AND writer IS ?", (writer,)
-    )
-
-
-def _to_message(row: sqlite3.Row) -> StoredMessage:
-    read = {"statistics": json.loads(row["statistics"]), "is_left_out": bool(row["is_left_out"])}
-    return StoredMessage(**{**row, **read})
-
-
-def _to_json(statistics: Mapping[str, Any]) -> str:
-    return json.dumps(dict(statistics), allow_nan=False)
-
-
-def _title_line(title: str) -> str:
-    return " ".join(storable(title).split())
+                    stop_answers(connection, writer)

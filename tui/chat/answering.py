@@ -1,0 +1,121 @@
+"""The answer that the engine is writing: what it was asked with, and what comes of it, saved before it is shown.
+
+It knows nothing of prompts that wait, of branches, or of which conversation is open.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from profiles.errors import OverstoryError
+from runtime.config import SamplingParams
+from runtime.prompts.prompt_file import Message, PromptRequest
+from tui.chat.changes import Changes, TextCame, ThoughtCame, Trouble
+from tui.chat.engine.client import EngineClient
+from tui.chat.engine.messages import Answer, StopAnswer
+from tui.chat.store.database import ConversationStoreError
+from tui.chat.store.records import EndState, StoredMessage, Thinking, raw_text
+from tui.chat.store.store import ConversationStore
+
+
+class AnswerWriter:
+    """Asks the engine for one answer at a time, and keeps what it says."""
+
+    def __init__(
+        self,
+        store: ConversationStore,
+        engine: EngineClient,
+        *,
+        params: Callable[[], SamplingParams],
+        unchosen: Callable[[], frozenset[str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`params` are those of the next answer."""
+        self.request: Answer | None = None
+        """What the engine was asked for and has not ended yet."""
+        self.message: StoredMessage
+        """As it was when the last answer began; it may belong to a conversation that is not open."""
+        self.thinking: Thinking | None = None
+        """What that answer has thought so far."""
+        self._store, self._engine = store, engine
+        self._params, self._unchosen = params, unchosen
+        self._clock = clock
+        self._request_ids = count(1)
+        self._thinking_since = 0.0
+        self._num_tokens = 0  # of its rounds
+
+    def send(
+        self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool, is_text: bool
+    ) -> None:
+        """Ask for an answer to these turns, as `message`; where `is_text`, they are a text to be written on."""
+        params, request_id = self._params(), next(self._request_ids)
+        params = replace(params, seed=params.seed + len(self._store.versions_of(message.id)) - 1)
+        messages = tuple(
+            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
+        )
+        prompt = PromptRequest(
+            id=str(request_id),
+            messages=messages,
+            params=params,
+            unchosen=self._unchosen(),
+            is_continued=is_continued,
+            wants_parts=True,
+        )
+        if is_text:
+            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
+        self.request, self.message = Answer(request_id, prompt), message
+        self.thinking, self._num_tokens = message.thinking, 0
+        self._engine.send(self.request)
+
+    def stop(self) -> None:
+        """Let the engine end what it is writing, if it is writing; what came is kept."""
+        if self.request is not None:
+            self._engine.send(StopAnswer(self.request.answer_id))
+
+    def count_tokens(self, num_tokens: int) -> None:
+        """Take note of how many tokens a round had."""
+        self._num_tokens += num_tokens
+
+    def write(self, text: str) -> Changes:
+        """Keep more of the answer, to be shown."""
+        shown = TextCame(text)
+        try:
+            self._store.append_text(self.message.id, text)
+        except ConversationStoreError:
+            return (shown,)  # the store keeps it, and whoever asks for `is_unsaved` tells
+        except OverstoryError as error:
+            return (shown, Trouble("store", str(error)))
+        return (shown,)
+
+    def think(self, text: str) -> Changes:
+        """Keep more of what is thought before the answer, to be shown."""
+        now = self._clock()
+        if self.thinking is None:
+            self.thinking, self._thinking_since = Thinking(text=""), now
+        text, seconds = self.thinking.text + text, now - self._thinking_since
+        self.thinking = Thinking(text=text, num_tokens=self._num_tokens, seconds=seconds)
+        shown = ThoughtCame(self.thinking)
+        try:
+            self._store.keep_thinking(self.message.id, self.thinking)
+        except ConversationStoreError:
+            return (shown,)  # the answer's end keeps it, or tells
+        except OverstoryError as error:
+            return (shown, Trouble("store", str(error)))
+        return (shown,)
+
+    def end(self, state: EndState, statistics: Mapping[str, Any]) -> Changes:
+        """Keep how the answer ended, if one was being written."""
+        request, self.request = self.request, None
+        if request is None:
+            return ()
+        thought = {} if self.thinking is None else {"thinking": self.thinking.to_record()}
+        kept = {**statistics, "seed": request.prompt.params.seed, **thought}
+        try:
+            try:
+                return (self._store.finish_answer(self.message.id, state=state, statistics=kept),)
+            except ConversationStoreError:
+                return (self._store.message(self.message.id),)
+        except OverstoryError as error:
+            return (Trouble("store", str(error)),)
