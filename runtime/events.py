@@ -13,6 +13,8 @@ from runtime.config import SCHEMES_OF_ONE_TEXT, Generation
 from runtime.prompts.prompt_file import ToolCall
 
 FinishReason = Literal["stop", "length", "context", "stopped"]
+Usage = dict[str, int | dict[str, int]]
+"""Counts of tokens by the names of OpenAI's API, some of them parts of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,10 @@ class GenerationStatistics:
     """Time while decoding in which the link carried bytes."""
     decode_bytes_streamed: int
     """Bytes that crossed the link while decoding."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that were held already and not computed: see `TokenSequence.num_cached`."""
+    reasoning_tokens: int = 0
+    """Tokens of the answer between the marks of its thinking."""
 
     @classmethod
     def total(cls, statistics: Iterable["GenerationStatistics"]) -> "GenerationStatistics":
@@ -211,11 +217,15 @@ class GenerationStatistics:
         return cls(**{each.name: sum(getattr(row, each.name) for row in rows) for each in fields(cls)})
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> Usage:
         """Return the tokens by the names of OpenAI's API."""
-        prompt_tokens, new_tokens = self.prompt_tokens, self.new_tokens
-        total_tokens = prompt_tokens + new_tokens
-        return {"prompt_tokens": prompt_tokens, "completion_tokens": new_tokens, "total_tokens": total_tokens}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.new_tokens,
+            "total_tokens": self.prompt_tokens + self.new_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
 
     @property
     def tokens_per_round(self) -> float | None:

@@ -19,6 +19,7 @@ from runtime.events import (
     TextDelta,
     TokenLogprobs,
     ToolCallDelta,
+    Usage,
 )
 from runtime.prompts.prompt_file import ToolCall
 from runtime.prompts.token_records import completion_logprobs, content_logprobs
@@ -41,11 +42,11 @@ def answer_body(
     }
 
 
-def usage(question: Question, answers: Sequence[Finished]) -> dict[str, int]:
+def usage(question: Question, answers: Sequence[Finished]) -> Usage:
     """Return the tokens that all answers took, those of each prompt once however many choices it has."""
     costs = GenerationStatistics.total(answer.statistics for answer in answers)
-    num_prompt_tokens = sum(answer.statistics.prompt_tokens for answer in answers[:: question.num_choices])
-    return replace(costs, prompt_tokens=num_prompt_tokens).usage
+    of_prompts = GenerationStatistics.total(answer.statistics for answer in answers[:: question.num_choices])
+    return replace(costs, prompt_tokens=of_prompts.prompt_tokens, cached_tokens=of_prompts.cached_tokens).usage
 
 
 def _head(question: Question) -> dict[str, Any]:

@@ -46,7 +46,16 @@ def _end(answer: Finished) -> dict[str, Any]:
 
 def _usage(answer: Finished) -> dict[str, int]:
     costs = answer.statistics
-    return {"input_tokens": costs.prompt_tokens, "output_tokens": costs.new_tokens}
+    return {**_input_usage(costs.prompt_tokens, costs.cached_tokens), "output_tokens": costs.new_tokens}
+
+
+def _input_usage(num_prompt_tokens: int, num_cached: int) -> dict[str, int]:
+    """Return the counts of a prompt, of which the API counts what was cached apart."""
+    return {
+        "input_tokens": num_prompt_tokens - num_cached,
+        "cache_read_input_tokens": num_cached,
+        "cache_creation_input_tokens": 0,
+    }
 
 
 class MessageEvents:
@@ -59,9 +68,9 @@ class MessageEvents:
         self._kind: str | None = None
         """Of the block that is open."""
 
-    def begin(self, num_prompt_tokens: int = 0) -> NamedBody:
-        """Return the first event; the prompt's tokens, where they are known already."""
-        usage = {"input_tokens": num_prompt_tokens, "output_tokens": 0}
+    def begin(self, num_prompt_tokens: int = 0, num_cached: int = 0) -> NamedBody:
+        """Return the first event; the prompt's tokens, where they are known already, and those that are held."""
+        usage = {**_input_usage(num_prompt_tokens, num_cached), "output_tokens": 0}
         message = {**_head(self._model), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         return "message_start", {"type": "message_start", "message": message}
 

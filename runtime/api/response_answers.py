@@ -1,7 +1,6 @@
 """Answers to OpenAI's /v1/responses, whole or as the events of a stream.
 
-Source: OpenAI's API reference, the response object and "Streaming events". Tokens of thinking are not told apart from
-others, and are counted as 0.
+Source: OpenAI's API reference, the response object and "Streaming events".
 """
 
 import time
@@ -73,9 +72,9 @@ class ResponseEvents:
             "output": self._output,
             "usage": {
                 "input_tokens": costs.prompt_tokens,
-                "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": {"cached_tokens": costs.cached_tokens},
                 "output_tokens": costs.new_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": costs.reasoning_tokens},
                 "total_tokens": costs.prompt_tokens + costs.new_tokens,
             },
         }

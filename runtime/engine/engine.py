@@ -416,6 +416,7 @@ class Engine:
     def _keep_read(self, place: _Place) -> PrefillProgress:
         """Keep what a pass has read of a long prompt, and return how far it is; the draft reads along."""
         sequence = place.sequence
+        sequence.num_cached += place.start - sequence.num_committed  # what another lane had
         sequence.num_committed = place.start + place.num_read
         self._let_draft_follow(place, sequence.num_committed)
         return self.prefill_progress(sequence.num_committed, len(sequence.text))
@@ -424,6 +425,7 @@ class Engine:
         """Keep the accepted path in both caches, and what the round emitted, which is part of the text now."""
         sequence = each.place.sequence
         root_slot = len(sequence.text) - 1
+        sequence.num_cached += each.place.start - sequence.num_committed  # what another lane had
         self.target.cache.compact(root_slot, [root_slot + node for node in verdict.path], lane=sequence.lane)
         sequence.num_committed = root_slot + len(verdict.path)
         if self.drafter is not None:
@@ -503,6 +505,7 @@ class Engine:
         sequence = self.sequences[lane]
         self.truncate(sequence.num_shared(prompt), lane=lane)
         sequence.text = list(prompt)
+        sequence.num_cached = sequence.num_committed
 
     def truncate(self, num_tokens: int, *, lane: int = 0) -> None:
         """Shorten a lane's text, and both caches with it."""

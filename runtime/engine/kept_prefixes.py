@@ -142,8 +142,10 @@ class KeptPrefixes:
                 for start, content in blocks:
                     model.restore(start, form.num_tokens, torch.from_numpy(content), lane=lane)
                     if side == 0:
-                        self.num_brought_tokens += start + form.num_tokens - sequence.num_committed
-                        sequence.num_committed = start + form.num_tokens
+                        num_more = start + form.num_tokens - sequence.num_committed
+                        self.num_brought_tokens += num_more
+                        sequence.num_cached += num_more
+                        sequence.num_committed += num_more
                     yield
 
     def outlook(self, prompt: Sequence[int], num_held: int, costs: RoundCosts | None) -> tuple[int, float]:

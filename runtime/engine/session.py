@@ -34,7 +34,7 @@ from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.headless import AnswerEvent
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.grammar import AnswerGrammar, Grammars
-from runtime.speculation.thinking import ThinkingRules, num_thought
+from runtime.speculation.thinking import ThinkingRules, num_thinking, num_thought
 from runtime.tokenizer.answer_forms import AnswerForm
 from runtime.tokenizer.answer_parts import AnswerSplitter, Part
 from runtime.tokenizer.box import BoxedAnswer, Tokenizer, check_schema
@@ -308,6 +308,8 @@ class Session:
             kept=form.tokens(has_tools=request.tools is not None),
             tail=prompt[-_TAIL_TOKENS:] if request.wants_parts else (),
         )
+        thinking = self._thinking_rules(request, prompt, params)
+        is_ruled = thinking is not None and (thinking.budget is not None or grammar is not None)
         expected = engine.prompt_progress(prompt, lane=lane).expected_seconds
         sequence = engine.begin(
             prompt,
@@ -317,7 +319,7 @@ class Session:
             lane=lane,
             top_logprobs=request.top_logprobs,
             grammar=grammar,
-            thinking=self._thinking_rules(request, prompt, params),
+            thinking=thinking if is_ruled else None,
             logit_bias=request.logit_bias,
         )
         return _Answer(
@@ -329,16 +331,17 @@ class Session:
             expected=expected,
             generation=self.generation.choice,
             splitter=_splitter(form, request, text.tail_text) if request.wants_parts else None,
+            thinking=thinking,
         )
 
     def _thinking_rules(
         self, request: PromptRequest, prompt: Sequence[int], params: SamplingParams
     ) -> ThinkingRules | None:
-        """Return what holds for an answer's thinking; None where the model marks none, or nothing depends on it."""
+        """Return what holds for an answer's thinking; None where the model marks none."""
         marks, budget = self._tokenizer.thinking_marks, params.thinking_budget
         if budget == UNLIMITED_THINKING:
             budget = None
-        if marks is None or (budget is None and request.response_schema is None):
+        if marks is None:
             return None
         if marks.end[-1][0] >= self.engine.target.vocab_size:  # a token that the model has no row for, and never writes
             return None
@@ -393,9 +396,14 @@ class _Answer:
         expected: float | None,
         generation: Generation,
         splitter: AnswerSplitter | None,
+        thinking: ThinkingRules | None,
     ) -> None:
-        """`expected` seconds of the prefill; `splitter`: what gives the text's parts, None: it has none."""
+        """`expected` seconds of the prefill; `splitter`: what gives the text's parts, None: it has none.
+
+        `thinking`: how its thinking is known, None: the model marks none.
+        """
         self._splitter = splitter
+        self._thinking = thinking
         self.request = request
         self.sequence = sequence
         self.text = text
@@ -494,7 +502,14 @@ class _Answer:
             bytes_streamed=round(self.sequence.bytes_streamed - self._bytes_before),
             link_busy_seconds=sum((done.pass_statistics.link_busy_seconds for done in decoding), 0.0),
             decode_bytes_streamed=round(sum(done.pass_statistics.link_bytes / done.num_texts for done in decoding)),
+            cached_tokens=self.sequence.num_cached,
+            reasoning_tokens=self._num_thinking(),
         )
+
+    def _num_thinking(self) -> int:
+        if self._thinking is None or (self._splitter is not None and self._splitter.parts.reasoning_content is None):
+            return 0
+        return num_thinking(self.text.token_ids, self._thinking)
 
 
 def _splitter(form: AnswerForm, request: PromptRequest, tail_text: str) -> AnswerSplitter:

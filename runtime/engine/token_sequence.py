@@ -38,6 +38,8 @@ class TokenSequence:
     """Prompt and accepted tokens; its last token is the next root."""
     num_committed: int = 0
     """Tokens of the text whose keys and values the target holds."""
+    num_cached: int = 0
+    """Tokens of the prompt that were not computed for it: its lane had them, another one, or the store."""
     choosing: Choosing | None = None
     """None between two answers."""
     bytes_streamed: float = 0.0

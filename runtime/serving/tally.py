@@ -12,7 +12,11 @@ class Tally:
     num_ended: dict[str, int] = field(default_factory=dict)
     """Answers by how they ended: a finish reason, `error`, `dropped`, or `refused` where the queue was full."""
     num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Of these, that were held already and not computed."""
     num_new_tokens: int = 0
+    num_reasoning_tokens: int = 0
+    """Of these, of thinking."""
     num_scored_tokens: int = 0
     """Tokens of prompts whose own probabilities were asked for."""
     num_rounds: int = 0
@@ -41,8 +45,11 @@ class Tally:
             self.num_passes += 1 / event.num_texts
             self.num_accepted_tokens += event.num_emitted
         elif isinstance(event, Finished):
-            self.num_prompt_tokens += event.statistics.prompt_tokens
-            self.num_new_tokens += event.statistics.new_tokens
+            costs = event.statistics
+            self.num_prompt_tokens += costs.prompt_tokens
+            self.num_cached_tokens += costs.cached_tokens
+            self.num_new_tokens += costs.new_tokens
+            self.num_reasoning_tokens += costs.reasoning_tokens
         elif isinstance(event, PromptScored):
             self.num_scored_tokens += len(event.logprobs)
 

@@ -4,7 +4,7 @@ The tokens of a path alone decide it, so that draft and target rows, and any tre
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 Mark = tuple[tuple[int, ...], ...]
@@ -50,6 +50,16 @@ class AnswerThinking:
     @property
     def has_budget(self) -> bool:
         return self._rules.budget is not None
+
+    @property
+    def is_inside(self) -> bool:
+        """Return whether the answer is within thinking."""
+        return self._spot.is_inside
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens of thinking there are so far, those of a mark that may be ending it included."""
+        return self._spot.num_tokens
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Append a round's tokens to the answer."""
@@ -120,6 +130,17 @@ class _Mark:
 
     def _fits(self, tokens: Sequence[int]) -> bool:
         return all(token in place for token, place in zip(tokens, self._places, strict=False))
+
+
+def num_thinking(answer: Sequence[int], rules: ThinkingRules) -> int:
+    """Return how many tokens of an answer are thinking: of the first that there is in it, without marks."""
+    thinking = AnswerThinking(replace(rules, budget=None, num_begun=None if rules.num_begun is None else 0))
+    for token in answer:
+        was_inside = thinking.is_inside
+        thinking.accept([token])
+        if was_inside and not thinking.is_inside:
+            break
+    return thinking.num_tokens
 
 
 def num_thought(prompt: Sequence[int], *, begin: Mark, end: Mark) -> int | None:

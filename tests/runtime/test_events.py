@@ -15,6 +15,17 @@ def test_overhead_is_what_neither_the_pass_nor_the_draft_steps_took():
     assert replace(ROUND, verify_seconds=1.0).overhead_seconds == 0.0  # clocks overlap by a hair
 
 
+def test_usage_has_the_names_of_the_api():
+    costs = statistics(prompt_tokens=5, new_tokens=8, cached_tokens=4, reasoning_tokens=3)
+    assert costs.usage == {
+        "prompt_tokens": 5,
+        "completion_tokens": 8,
+        "total_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 3},
+    }
+
+
 def test_ratios_are_those_of_the_decoding_part():
     costs = statistics(new_tokens=10, rounds=4, decode_seconds=3.0, decode_tokens=6, link_busy_seconds=2.25)
     assert costs.tokens_per_round == 2.5

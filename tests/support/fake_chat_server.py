@@ -11,7 +11,12 @@ from typing import Any
 from tui.chat.store.writers import writer_token
 from tui.server.running import RunningServer
 
-USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+USAGE = {
+    "prompt_tokens": 7,
+    "completion_tokens": 3,
+    "total_tokens": 10,
+    "prompt_tokens_details": {"cached_tokens": 2},
+}
 
 
 def chunk(finish_reason: str | None = None, **delta: str) -> bytes:

@@ -75,6 +75,19 @@ def test_thinking_ends_at_its_budget_and_is_the_same_up_to_there(sessions: list[
             assert len(found) == 20
 
 
+def test_tokens_of_thinking_are_counted(sessions: list[OpenSession]) -> None:
+    for budget in (0, 3, 11):
+        raw = replace(asked(thinking_budget=budget, banned_tokens=(2, BEGIN, END)), thinking=True)
+        for prompt in (raw, replace(raw, wants_parts=True)):
+            for opened in sessions:
+                finished, _ = answer(opened, prompt)
+                assert finished.statistics.reasoning_tokens == budget
+    prompt = replace(asked(banned_tokens=(2, BEGIN, END)), wants_parts=True)
+    assert answer(sessions[0], prompt)[0].statistics.reasoning_tokens == 20, "it never ends"
+    quiet = replace(prompt, thinking=False)
+    assert answer(sessions[0], quiet)[0].statistics.reasoning_tokens == 0
+
+
 def test_thinking_that_the_model_begins(sessions: list[OpenSession]) -> None:
     for choices in CHOICES:
         begun = {"forced_tokens": (7, BEGIN), **choices}

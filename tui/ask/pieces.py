@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from runtime.events import Finished, PrefillProgress, ReasoningDelta, TextDelta
+from runtime.events import Finished, PrefillProgress, ReasoningDelta, TextDelta, Usage
 from runtime.prompts.prompt_file import PromptRequest
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Ended:
 
     finish_reason: str
     """`stop`, `length`, `context` or `stopped`; or what else a server says."""
-    usage: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=dict)
     """Tokens by the names of OpenAI's API; empty where they are not known."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from profiles.errors import OverstoryError, quote
 from profiles.files import parse_json_text
 from runtime.errors import OptionError
+from runtime.events import Usage
 from tui.ask.pieces import Ended, Pieces, Said, Waits
 from tui.server.running import RunningServer
 from tui.terminal_text import one_line
@@ -86,12 +87,12 @@ class ServerClient:
 
 def _pieces(response: HTTPResponse) -> Pieces:
     """Yield what a stream of server-sent events says, until it is done."""
-    finish_reason, usage = "", dict[str, int]()
+    finish_reason, usage = "", Usage()
     for record in _records(response):
         if "error" in record:
             raise ServerFailedError(f"the server broke the answer off: {_message(record)}")
         if isinstance(found := record.get("usage"), dict):
-            usage = {name: value for name, value in found.items() if isinstance(value, int)}
+            usage = _usage(found)
         for choice in record.get("choices") or ():
             delta = choice.get("delta") or {}
             if thought := delta.get("reasoning_content"):
@@ -102,6 +103,16 @@ def _pieces(response: HTTPResponse) -> Pieces:
     if not finish_reason:
         raise HTTPException("it stopped in the middle")
     yield Ended(finish_reason=finish_reason, usage=usage)
+
+
+def _usage(found: Mapping[str, Any]) -> Usage:
+    """Return the counts of a record, whatever else a server says."""
+    parts = {name: _counts(value) for name, value in found.items() if isinstance(value, dict)}
+    return {**_counts(found), **parts}
+
+
+def _counts(found: Mapping[str, Any]) -> dict[str, int]:
+    return {name: value for name, value in found.items() if isinstance(value, int)}
 
 
 def _records(response: HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -78,7 +78,7 @@ async def _lines(streamed: StreamedAnswers) -> AsyncGenerator[str, None]:
             if event is None or isinstance(event, PrefillProgress):
                 if not has_begun and event is not None:
                     has_begun = True
-                    name, body = told.begin(event.num_prompt_tokens)
+                    name, body = told.begin(event.num_prompt_tokens, event.num_done_tokens)
                     yield data_line(body, event=name)
                 yield waiting_line(streamed.service, event)
                 continue

@@ -10,7 +10,9 @@ from tui.server.exchange import ApiRoute, Service
 
 _COUNTERS = {
     "prompt_tokens": "Tokens of prompts that were answered.",
+    "cached_tokens": "Of these, that were held already and not computed.",
     "new_tokens": "Tokens of answers.",
+    "reasoning_tokens": "Of these, of thinking.",
     "scored_tokens": "Tokens of prompts whose own probabilities were asked for.",
     "rounds": "Trees verified, one of each text in a pass.",
     "passes": "Passes over the model that verified trees.",

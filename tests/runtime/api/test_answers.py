@@ -13,7 +13,8 @@ from tests.support.answer_fakes import STATISTICS
 def body(url, *reasons):
     requests = tuple(PromptRequest(id=reason, prompt="x") for reason in reasons)
     question = Question(url=url, model="any", num_choices=len(reasons), requests=requests)
-    return answer_body(question, [Finished(reason, f"text of {reason}", STATISTICS) for reason in reasons])
+    costs = replace(STATISTICS, cached_tokens=4, reasoning_tokens=3)
+    return answer_body(question, [Finished(reason, f"text of {reason}", costs) for reason in reasons])
 
 
 def test_a_prompt_is_counted_once_however_many_choices_it_has():
@@ -21,6 +22,8 @@ def test_a_prompt_is_counted_once_however_many_choices_it_has():
     assert usage["prompt_tokens"] == STATISTICS.prompt_tokens
     assert usage["completion_tokens"] == 2 * STATISTICS.new_tokens
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert usage["completion_tokens_details"] == {"reasoning_tokens": 6}
 
 
 def test_ends_have_the_names_of_the_api():

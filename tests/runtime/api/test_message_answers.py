@@ -1,6 +1,7 @@
 """Answers in the shape of Anthropic's API: blocks, whole or as events that build the same blocks."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from runtime.api.message_answers import MessageEvents, message_body
@@ -26,8 +27,24 @@ def test_a_whole_answer_has_a_block_for_each_part() -> None:
         "ours",
         "tool_use",
     )
-    assert body["usage"] == {"input_tokens": STATISTICS.prompt_tokens, "output_tokens": STATISTICS.new_tokens}
+    counts = body["usage"]
+    assert counts["input_tokens"] + counts["cache_read_input_tokens"] == STATISTICS.prompt_tokens
+    assert counts["output_tokens"] == STATISTICS.new_tokens
     assert message_body(Finished("stop", "", STATISTICS, parts=AnswerParts("")), model="ours")["content"] == []
+
+
+def test_what_was_cached_is_counted_apart() -> None:
+    answer = replace(FINISHED, statistics=replace(STATISTICS, prompt_tokens=9, cached_tokens=4))
+    expected = {
+        "input_tokens": 5,
+        "cache_read_input_tokens": 4,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": STATISTICS.new_tokens,
+    }
+    assert message_body(answer, model="ours")["usage"] == expected
+    told = MessageEvents(model="ours")
+    assert told.begin(9, 4)[1]["message"]["usage"] == {**expected, "output_tokens": 0}
+    assert [body["usage"] for name, body in told.end(answer) if name == "message_delta"] == [expected]
 
 
 def reason(**how: Any) -> tuple[str, str | None]:

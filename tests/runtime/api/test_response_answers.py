@@ -1,5 +1,6 @@
 """Answers in the shape of OpenAI's Responses API: items, whole or as events that build the same items."""
 
+from dataclasses import replace
 from typing import Any
 
 from runtime.api.response_answers import ResponseEvents, response_body
@@ -36,6 +37,10 @@ def test_a_whole_answer_has_an_item_for_each_part() -> None:
         {**called, "status": "completed"},
     ]
     assert body["usage"]["total_tokens"] == STATISTICS.prompt_tokens + STATISTICS.new_tokens
+    answer = replace(FINISHED, statistics=replace(STATISTICS, cached_tokens=4, reasoning_tokens=2))
+    counts = response_body(ASKED, answer)["usage"]
+    assert counts["input_tokens_details"] == {"cached_tokens": 4}
+    assert counts["output_tokens_details"] == {"reasoning_tokens": 2}
 
 
 def test_an_answer_that_was_cut_is_incomplete() -> None:

@@ -97,6 +97,14 @@ def test_the_text_after_a_restart_is_the_text_without(
     assert len(found) > 18
 
 
+def test_what_was_read_from_disk_is_told_as_cached(folders: dict[str, Path], tmp_path: Path) -> None:
+    with kept(folders["target"], tmp_path) as opened:
+        assert answer(opened, request(TEXT, max_new_tokens=2))[0].statistics.cached_tokens == 0
+    with kept(folders["target"], tmp_path) as opened:
+        statistics = answer(opened, request(TEXT, max_new_tokens=2))[0].statistics
+        assert statistics.cached_tokens == (statistics.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS > 0
+
+
 def test_sliding_windows_keep_every_token(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

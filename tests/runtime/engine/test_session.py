@@ -1,6 +1,8 @@
 """Answers end exactly where plain decoding would end, also inside an accepted path; their text comes as it is made."""
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,38 @@ def test_statistics_add_up(opened: OpenSession) -> None:
     assert statistics.prefill_seconds > 0
     assert statistics.decode_seconds >= statistics.draft_seconds + statistics.verify_seconds > 0
     assert statistics.tokens_per_round == pytest.approx(20 / 3)
+
+
+def test_tokens_that_were_held_are_counted(opened: OpenSession) -> None:
+    opened.session.engine.truncate(0)
+    first, _ = answer(opened, request(max_new_tokens=2))
+    again, _ = answer(opened, request(max_new_tokens=2))
+    other, _ = answer(opened, request("the cat and the bird", max_new_tokens=2))
+    num_prompt = first.statistics.prompt_tokens
+    assert [each.statistics.cached_tokens for each in (first, again)] == [0, num_prompt - 1]
+    assert 0 < other.statistics.cached_tokens < num_prompt - 1
+
+
+def test_tokens_that_another_prompt_has_too_are_counted_once(tmp_path: Path) -> None:
+    """Also where both are computed in one pass, or where a long prompt waits for what the other reads."""
+    with open_tiny(save_tiny_folder(tmp_path / "model"), num_residents=0, num_texts=3) as opened:
+        engine, begin = opened.session.engine, "the cat and the dog and a cat and the dog and a bird "
+        asked = [replace(request(begin + end, max_new_tokens=2), id=end) for end in ("the cat", "a dog", "and")]
+        for most_tokens in (64, 8):
+            for lane in range(3):
+                engine.truncate(0, lane=lane)
+            engine.prefill = PrefillPlanner(
+                slice_tokens=4, most_tokens=most_tokens, first_tokens=most_tokens, is_streamed=True
+            )
+            events = opened.session.generate_all(asked)
+            found = {each.id: event.statistics for each, event in events if isinstance(event, Finished)}
+            prompts = [opened.session.format_prompt(each) for each in asked]
+            num_shared = sum(
+                1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*prompts, strict=False))
+            )
+            assert found["the cat"].cached_tokens == 0
+            assert num_shared <= found["a dog"].cached_tokens < found["a dog"].prompt_tokens
+            assert num_shared <= found["and"].cached_tokens < found["and"].prompt_tokens
 
 
 def test_what_a_prompt_will_take_is_expected_once_one_was_read(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_every_result_has_the_same_keys():
         "own_settings": {"repetition_penalty": 1.05},
         "prompt_tokens": 5,
         "new_tokens": 8,
-        "usage": {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13},
+        "usage": STATISTICS.usage,
         "rounds": 4,
         "tokens_per_round": 2.0,
         "prefill_seconds": 0.5,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.speculation.thinking import AnswerThinking, Mark, ThinkingRules, num_thought
+from runtime.speculation.thinking import AnswerThinking, Mark, ThinkingRules, num_thinking, num_thought
 
 NUM_TOKENS = 4
 """So few that marks, and beginnings of marks, come by chance."""
@@ -60,6 +60,23 @@ def test_any_path_is_judged_as_if_it_were_text(num_begun: int | None) -> None:
             thinking.accept(tokens[num_accepted : num_accepted + num_round])
             num_accepted += num_round
     assert num_forced > 400
+
+
+@pytest.mark.parametrize("num_begun", [None, 3])
+def test_the_first_thinking_of_an_answer_is_counted(num_begun: int | None) -> None:
+    begin, end = (1, 2), (3, 0, 3)
+    rules = ThinkingRules(begin=mark(*begin), end=mark(*end), budget=5, num_begun=num_begun)
+    said, opened = (4, 5), () if num_begun is not None else begin
+    for answer, num_tokens in (
+        ((), 0),
+        ((*opened, 6, 7, 6), 3),
+        ((*opened, 6, 7, *end), 2),
+        ((*opened, *end), 0),
+        ((*opened, 6, *end, *said, *begin, 7, 7), 1),
+        ((*opened, 3, *end, *said), 1),
+    ):
+        assert num_thinking(answer, rules) == num_tokens, answer
+    assert num_thinking(said, rules) == (0 if num_begun is None else 2)
 
 
 def written(rules: ThinkingRules, wishes: list[int], *, num_tokens: int) -> list[int]:

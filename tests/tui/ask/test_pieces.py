@@ -33,7 +33,7 @@ def test_events_are_told_in_pieces() -> None:
         Said("They greet.", is_thinking=True),
         Said("Hello "),
         Said("there."),
-        Ended(finish_reason="stop", usage={"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18}),
+        Ended(finish_reason="stop", usage=FINISHED.statistics.usage),
     ]
 
 

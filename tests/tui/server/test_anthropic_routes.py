@@ -40,6 +40,11 @@ def ask(client: anthropic.Anthropic, **how: Any) -> Any:
     return client.messages.create(model="any", **{key: value for key, value in options.items() if value})
 
 
+def num_prompt_tokens(message: Any) -> int:
+    """Return how many tokens the prompt had, held already or not."""
+    return int(message.usage.input_tokens + message.usage.cache_read_input_tokens)
+
+
 def test_a_message_has_thinking_text_and_calls(client: anthropic.Anthropic) -> None:
     message = ask(client)
     kinds = [block.type for block in message.content]
@@ -48,6 +53,8 @@ def test_a_message_has_thinking_text_and_calls(client: anthropic.Anthropic) -> N
     assert (thought.thinking, text.text, call.name, call.input) == ("well", "I look.", "look", {"at": "cat"})
     assert (message.stop_reason, message.model, message.role) == ("tool_use", MODEL, "assistant")
     assert message.usage.input_tokens > 0 and message.usage.output_tokens > 0
+    again = ask(client)
+    assert (again.usage.input_tokens, num_prompt_tokens(again)) == (1, num_prompt_tokens(message)), "it is held now"
 
 
 def test_a_stream_builds_the_same_message(client: anthropic.Anthropic) -> None:
@@ -61,7 +68,7 @@ def test_a_stream_builds_the_same_message(client: anthropic.Anthropic) -> None:
     for streamed, expected in zip(message.content, whole.content, strict=True):
         ours, theirs = streamed.model_dump(exclude={"id"}), expected.model_dump(exclude={"id"})
         assert {key: ours[key] for key in theirs} == theirs
-    assert (message.stop_reason, message.usage.input_tokens) == (whole.stop_reason, whole.usage.input_tokens)
+    assert (message.stop_reason, num_prompt_tokens(message)) == (whole.stop_reason, num_prompt_tokens(whole))
     assert message.usage.output_tokens == whole.usage.output_tokens
 
 
@@ -71,7 +78,7 @@ def test_results_of_tools_are_answered(client: anthropic.Anthropic) -> None:
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "here"}
     turns = [*ASKED, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
     answered = ask(client, messages=turns)
-    assert answered.usage.input_tokens > message.usage.input_tokens
+    assert num_prompt_tokens(answered) > num_prompt_tokens(message)
 
 
 def test_an_answer_ends_at_a_stop_sequence_or_its_limit(client: anthropic.Anthropic) -> None:
@@ -83,7 +90,7 @@ def test_an_answer_ends_at_a_stop_sequence_or_its_limit(client: anthropic.Anthro
 
 def test_tokens_of_a_prompt_are_counted(client: anthropic.Anthropic) -> None:
     counted = client.messages.count_tokens(model="any", messages=ASKED, tools=ANTHROPIC_TOOLS)
-    assert counted.input_tokens == ask(client, thinking=None).usage.input_tokens
+    assert counted.input_tokens == num_prompt_tokens(ask(client, thinking=None))
     longer: Any = [{"role": "user", "content": "where is it"}]
     assert client.messages.count_tokens(model="any", messages=longer).input_tokens > 0
 

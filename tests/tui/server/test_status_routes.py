@@ -37,6 +37,7 @@ def test_metrics_count_what_was_answered(tiny):
     assert more('overstory_answers_total{end="length"}') == 1
     assert more("overstory_new_tokens_total") == answer.usage.completion_tokens == 6
     assert more("overstory_prompt_tokens_total") == answer.usage.prompt_tokens
+    assert more("overstory_cached_tokens_total") == answer.usage.prompt_tokens_details.cached_tokens
     assert more("overstory_passes_total") == more("overstory_rounds_total") == 6
     assert more("overstory_answer_seconds_count") == 1 and more("overstory_answer_seconds_sum") > 0
     assert after["overstory_model_loaded"] == "1"
