@@ -25,6 +25,8 @@ class Wanted:
     is_scored: bool = False
     """Whether the prompt's own tokens are wanted first, with `top_logprobs` beside each."""
     is_answered: bool = True
+    asked_by: str = ""
+    """What its log calls the question, such as the path of an endpoint."""
 
 
 @dataclass(eq=False, slots=True)

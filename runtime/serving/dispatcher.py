@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from profiles.errors import OverstoryError
 from runtime.errors import QueueFullError, ShuttingDownError
-from runtime.events import Event, Finished, LevelDrafted, LoadProgress, PromptScored, Round
+from runtime.events import Event, Finished, GenerationStatistics, LevelDrafted, LoadProgress, PromptScored, Round
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.serving.answer import Answer, Wanted
 from runtime.serving.fair_queue import FairQueue
@@ -29,6 +29,52 @@ if TYPE_CHECKING:
 Load = Callable[[ExitStack], "Generator[str | LoadProgress, None, OpenSession]"]
 """Opens a session that is closed with the stack, and says how far it is."""
 Phase = Literal["loading", "ready", "unloaded", "ended"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoaded:
+    """The model is in memory, for the first time or again."""
+
+    seconds: float
+    """Which that took."""
+    num_lanes: int
+    context_tokens: int
+    """Likewise as in `ServerState`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUnloaded:
+    """The model's memory is free, until the next request."""
+
+    idle_seconds: float | None
+    """Without a request, which is why; None where an error is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailed:
+    """The model could not be loaded again."""
+
+    error: OverstoryError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOver:
+    """An answer has ended, however it did."""
+
+    asked_by: str
+    """See `Wanted`."""
+    how: str
+    """See `Tally.num_ended`."""
+    waiting_seconds: float
+    """Before it began."""
+    seconds: float
+    """From there on; 0 where it never began."""
+    statistics: GenerationStatistics | None = None
+    """None where there was no end to it, but an error."""
+    error: OverstoryError | None = None
+
+
+News = ModelLoaded | ModelUnloaded | LoadFailed | AnswerOver
 _LOOK_SECONDS = 0.2
 _LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 1, 600
 
@@ -54,13 +100,24 @@ class ServerState:
 class Dispatcher:
     """Owns the session and its thread. Everything public may be called from any thread unless it says otherwise."""
 
-    def __init__(self, load: Load, *, most_waiting: int = 64, idle_seconds: float | None = None) -> None:
-        """`idle_seconds`: after so long without a request the model is unloaded until the next one; None: never."""
+    def __init__(
+        self,
+        load: Load,
+        *,
+        most_waiting: int = 64,
+        idle_seconds: float | None = None,
+        tell: Callable[[News], None] = lambda _: None,
+    ) -> None:
+        """`idle_seconds`: after so long without a request the model is unloaded until the next one; None: never.
+
+        `tell` gets the news, in any thread, and raises nothing.
+        """
         self.first_load: Future[None] = Future()
         """Done once the model was loaded for the first time, or with the error that this ended in."""
         self._load = load
         self._most_waiting = most_waiting
         self._idle_seconds = idle_seconds
+        self._tell = tell
         self._has_news = threading.Condition()
         self._queue = FairQueue()
         self._running: dict[str, Answer] = {}
@@ -122,12 +179,14 @@ class Dispatcher:
         """End an answer that nobody waits for any more: after the layer that computes now, if it is alone."""
         with self._has_news:
             answer.is_dropped = True
-            if self._queue.remove(answer):
+            is_waiting = self._queue.remove(answer)
+            if is_waiting:
                 self._tally.end("dropped")
-                return
             opened = self._opened if answer.request.id in self._running else None
             are_all_dropped = all(each.is_dropped for each in self._running.values())
-        if opened is not None:
+        if is_waiting:
+            self._tell(_over(answer, "dropped"))
+        elif opened is not None:
             if answer.wanted.is_scored and are_all_dropped:
                 opened.session.stop()
             opened.session.drop(answer.request.id)
@@ -179,6 +238,7 @@ class Dispatcher:
             is_idle = not self._is_ending and not len(self._queue)
         if is_idle:
             self._unload("unloaded")
+            self._tell(ModelUnloaded(idle_seconds=self._idle_seconds))
             return self._await_work()
         return not self._is_ending
 
@@ -198,12 +258,14 @@ class Dispatcher:
         except Exception as error:  # this thread's border: one pass that breaks must not end the server
             self._fail(list(self._running.values()), _unexpected(error))
             self._unload("unloaded")
+            self._tell(ModelUnloaded(idle_seconds=None))
 
     def _ensure_loaded(self) -> "OpenSession | None":
         """Return the session, loaded if it is not; None where that failed, which all that wait are told."""
         if self._opened is not None:
             return self._opened
         self._phase = "loading"
+        begun = time.monotonic()
         try:
             with closing(self._load(self._stack)) as steps:
                 opened = self._follow(steps)
@@ -219,6 +281,14 @@ class Dispatcher:
             self._opened, self._phase, self._progress = opened, "ready", None
             self._tokenizer = opened.session.tokenizer
             self._tally.num_loads += 1
+        engine = opened.session.engine
+        self._tell(
+            ModelLoaded(
+                seconds=time.monotonic() - begun,
+                num_lanes=len(engine.sequences),
+                context_tokens=engine.context_tokens,
+            )
+        )
         if not self.first_load.done():
             self.first_load.set_result(None)
         return opened
@@ -235,7 +305,9 @@ class Dispatcher:
 
     def _fail_load(self, error: OverstoryError) -> None:
         self._unload("unloaded")
-        if not self.first_load.done():
+        if self.first_load.done():
+            self._tell(LoadFailed(error=error))
+        else:
             self.first_load.set_exception(error)
         failure = OverstoryError(f"the model cannot be loaded: {error}; the next request tries again")
         self._fail(self._take_all(), failure)
@@ -288,8 +360,9 @@ class Dispatcher:
             self._running.pop(answer.request.id, None)
             self._tally.add(event)
             how = event.finish_reason if isinstance(event, Finished) else "error"
-            seconds = 0.0 if answer.begun_at is None else time.monotonic() - answer.begun_at
-            self._tally.end("dropped" if answer.is_dropped else how, seconds)
+            over = _over(answer, "dropped" if answer.is_dropped else how, event)
+            self._tally.end(over.how, over.seconds)
+        self._tell(over)
         answer.put(event)
 
     def _fail(self, answers: Sequence[Answer], error: OverstoryError) -> None:
@@ -321,6 +394,19 @@ class Dispatcher:
 
     def _is_wanted(self, answer: Answer) -> bool:
         return not self._is_ending and not answer.is_dropped
+
+
+def _over(answer: Answer, how: str, event: Finished | OverstoryError | None = None) -> AnswerOver:
+    now = time.monotonic()
+    begun_at = now if answer.begun_at is None else answer.begun_at
+    return AnswerOver(
+        asked_by=answer.wanted.asked_by,
+        how=how,
+        waiting_seconds=begun_at - answer.asked_at,
+        seconds=now - begun_at,
+        statistics=event.statistics if isinstance(event, Finished) else None,
+        error=event if isinstance(event, OverstoryError) else None,
+    )
 
 
 def _shutting_down() -> ShuttingDownError:

@@ -19,6 +19,7 @@ from runtime.serving.dispatcher import Dispatcher, Load
 from tui.server.app import build_app
 from tui.server.exchange import Service
 from tui.server.listening import listen, serve_until_end
+from tui.server.log import ServerLog
 
 UNCHOSEN = frozenset(options_of(SamplingParams))
 MODEL = "tiny"
@@ -67,15 +68,17 @@ def served(
     api_key: str | None = None,
     params: SamplingParams | None = None,
     chosen: frozenset[str] = frozenset(),
+    log: ServerLog | None = None,
     **options: Any,
 ) -> Iterator[Served]:
     """A server with the dispatcher's `options`, which has ended when this returns.
 
     While it loads no other thread may make a model: transformers are told for all threads where weights go.
     """
-    dispatcher = Dispatcher(load, **options)
+    log = log or ServerLog()
+    dispatcher = Dispatcher(load, tell=log.tell, **options)
     common = LineDefaults(params=params or SamplingParams(), unchosen=UNCHOSEN - chosen)
-    service = Service(dispatcher=dispatcher, common=common, model=MODEL, created=1)
+    service = Service(dispatcher=dispatcher, common=common, model=MODEL, created=1, log=log)
     app = build_app(service, api_key=api_key)
     listening: socket.socket = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"

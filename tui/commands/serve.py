@@ -4,9 +4,9 @@ import asyncio
 import os
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from tui.environment import load_models
 from tui.interruption import CommandInterruptedError
 from tui.options import Quiet, ServingConfig, ServingParams, TurnOptions, typed_fields, with_option_groups
 from tui.printing import load_in_sight, progress_console
-
-if TYPE_CHECKING:
-    from runtime.serving.dispatcher import ServerState
 
 USUAL_PORT = 8000
 _KEY_VARIABLE = "OVERSTORY_API_KEY"
@@ -72,7 +69,8 @@ def serve(
 
     Tell a client the base URL that the first line shows, http://127.0.0.1:8000/v1, and any key unless --api-key
     is given. Requests that come together share passes; clients take turns, and one that goes away ends its
-    answers. /health and /metrics say how it goes. Web pages are refused, and so are other machines.
+    answers. A line on stderr tells of each answer what it took, and never its text; --quiet leaves that out. /health
+    and /metrics say how it goes. Web pages are refused, and so are other machines.
 
     The options of answers hold where a request says nothing.
     """
@@ -83,40 +81,36 @@ def serve(
     from tui.server.app import build_app
     from tui.server.exchange import Service
     from tui.server.listening import listen, serve_until_end
+    from tui.server.log import ServerLog
     from tui.server.running import RunningServer, announced, found_anywhere
 
-    console = progress_console(is_quiet=quiet)
+    def tell(sentence: str) -> None:
+        with suppress(OSError, ValueError):  # whoever read stderr may be gone, and the server goes on
+            sys.stderr.write(f"overstory: {sentence}\n")
+            sys.stderr.flush()
+
+    console, log = progress_console(is_quiet=quiet), ServerLog() if quiet else ServerLog(tell)
     listening = listen(host, port)
     with closing(listening):
         dispatcher = Dispatcher(
             lambda stack: load_in_sight(load_models(config, stack), console),
             most_waiting=max_queue,
             idle_seconds=idle_unload,
+            tell=log.tell,
         )
         unchosen = options_of(SamplingParams).keys() - typed_fields(command_line, SamplingParams)
         common = LineDefaults(params=params, unchosen=frozenset(unchosen), system=turns.system, is_raw=turns.raw)
         model = name or model_name(config)
-        service = Service(dispatcher=dispatcher, common=common, model=model, created=int(time.time()))
-
-        def tell(sentence: str) -> None:
-            if not quiet:
-                sys.stderr.write(f"overstory: {sentence}\n")
-
+        service = Service(dispatcher=dispatcher, common=common, model=model, created=int(time.time()), log=log)
         target = found_anywhere(config.target)
         record = RunningServer(host=host, port=listening.getsockname()[1], model=model, target=target, api_key=key)
         base_url = record.base_url
-        tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; Ctrl-C ends the server")
-        tell(f"tell clients the base URL {base_url}/v1 and {'your' if key else 'any'} API key")
+        if not quiet:
+            tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; Ctrl-C ends the server")
+            tell(f"tell clients the base URL {base_url}/v1 and {'your' if key else 'any'} API key")
         try:
             with announced(record):
-                asyncio.run(
-                    serve_until_end(
-                        build_app(service, api_key=key),
-                        dispatcher,
-                        listening,
-                        on_ready=lambda: tell(_ready_sentence(dispatcher.state)),
-                    )
-                )
+                asyncio.run(serve_until_end(build_app(service, api_key=key), dispatcher, listening))
         except KeyboardInterrupt as error:
             raise CommandInterruptedError("the server has ended, and with it the answers under way") from error
     return 0
@@ -127,8 +121,3 @@ def model_name(config: EngineConfig) -> str:
     target = config.target or "demo"
     is_path = PurePath(target).is_absolute() or target.startswith((".", "~")) or target.endswith(".gguf")
     return PurePath(target).name or target if is_path else target
-
-
-def _ready_sentence(state: "ServerState") -> str:
-    lanes = "one answer at a time" if state.num_lanes == 1 else f"up to {state.num_lanes} answers share each pass"
-    return f"the model is loaded: {lanes}, {state.context_tokens} tokens of prompt and answer together"

@@ -43,11 +43,14 @@ def _endpoint(service: Service, route: ApiRoute) -> Callable[[Request], Awaitabl
         try:
             return await route.handle(service, request)
         except RefusedError as error:
-            return _respond(route.path, error.failure)
+            failure = error.failure
         except OverstoryError as error:
-            return _respond(route.path, failure_of(error))
+            failure = failure_of(error)
         except ClientDisconnect:
             return Response(status_code=_GONE_STATUS)
+        if not getattr(request.state, "has_answers", False):  # else their ends are told
+            service.log.refuse(route.path, failure)
+        return _respond(route.path, failure)
 
     return answer
 

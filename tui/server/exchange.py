@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +18,7 @@ from runtime.prompts.prompt_file import LineDefaults
 from runtime.serving.answer import Answer, ServedEvent, Wanted
 from runtime.serving.dispatcher import Dispatcher
 from tui.server.failures import Failure, RefusedError, failure_of, openai_error
+from tui.server.log import ServerLog
 
 MOST_BODY_BYTES = 32 << 20
 BODY_SECONDS = 60.0
@@ -39,6 +40,8 @@ class Service:
     """What clients are told that the model is called."""
     created: int
     """Since when, in seconds of Unix time."""
+    log: ServerLog = field(default_factory=ServerLog)
+    """Where refusals are told; answers are told of by the dispatcher."""
 
 
 Handle = Callable[[Service, Request], Awaitable[Response]]
@@ -80,7 +83,10 @@ async def read_body(request: Request) -> dict[str, Any]:
 def submit(service: Service, request: Request, wanted: Sequence[Wanted]) -> list[Answer]:
     """Let the connection that a request came by wait for answers. Raises QueueFullError, ShuttingDownError."""
     client = None if request.client is None else tuple(request.client)
-    return service.dispatcher.submit(client, wanted)
+    path = request.url.path
+    answers = service.dispatcher.submit(client, [replace(each, asked_by=path) for each in wanted])
+    request.state.has_answers = True
+    return answers
 
 
 @dataclass(slots=True)

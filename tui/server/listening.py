@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import socket
-from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -56,10 +55,8 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def serve_until_end(
-    app: ASGIApp, dispatcher: Dispatcher, listening: socket.socket, *, on_ready: Callable[[], None] = lambda: None
-) -> None:
-    """Load the model and answer until a signal or a load that fails; `on_ready` once the model is there.
+async def serve_until_end(app: ASGIApp, dispatcher: Dispatcher, listening: socket.socket) -> None:
+    """Load the model and answer until a signal or a load that fails.
 
     Raises the error of a first load, and KeyboardInterrupt after a signal.
     """
@@ -76,7 +73,7 @@ async def serve_until_end(
     )
     server = _Server(config, dispatcher)
     dispatcher.start()
-    watching = asyncio.ensure_future(_watch_load(server, dispatcher, on_ready))
+    watching = asyncio.ensure_future(_watch_load(server, dispatcher))
     try:
         await server.serve(sockets=[listening])
     finally:
@@ -89,10 +86,8 @@ async def serve_until_end(
             dispatcher.first_load.result()
 
 
-async def _watch_load(server: uvicorn.Server, dispatcher: Dispatcher, on_ready: Callable[[], None]) -> None:
+async def _watch_load(server: uvicorn.Server, dispatcher: Dispatcher) -> None:
     loading = asyncio.wrap_future(dispatcher.first_load)
     await asyncio.wait({loading})
-    if loading.exception() is None:
-        on_ready()
-    else:
+    if loading.exception() is not None:
         server.should_exit = True

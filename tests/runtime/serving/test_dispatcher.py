@@ -256,6 +256,30 @@ def test_at_the_end_everybody_is_told():
         assert all(isinstance(error, ShuttingDownError) for error in asyncio.run(main()))
 
 
+def test_news_are_told_of_whatever_happens():
+    news, session = [], FakeSession(num_lanes=1, passes=threading.Semaphore(0))
+    errors = [None, BudgetError("too small")]
+    with dispatching(session, errors=errors, idle_seconds=0.02, tell=news.append) as (dispatcher, _):
+
+        async def main():
+            answers = [dispatcher.submit(1, [Wanted(request=wanted(name).request, asked_by="/x")])[0] for name in "12"]
+            await asyncio.to_thread(session.has_begun.wait, 20)
+            dispatcher.drop(answers[1])
+            session.passes.release(100)
+            assert await texts(answers[:1]) == ["abc"]
+            await until(lambda: dispatcher.state.phase == "unloaded")
+            await texts(ask(dispatcher, 1, "3"))
+
+        asyncio.run(main())
+    loaded, gone, done, unloaded, failed, told = news
+    assert (loaded.num_lanes, loaded.context_tokens) == (1, 99) and loaded.seconds >= 0
+    assert (gone.asked_by, gone.how, gone.seconds, gone.statistics) == ("/x", "dropped", 0, None)
+    assert (done.how, done.statistics, done.error) == ("stop", STATISTICS, None)
+    assert gone.waiting_seconds > 0 and done.seconds > 0
+    assert unloaded.idle_seconds == 0.02 and str(failed.error) == "too small"
+    assert told.how == "error" and "the model cannot be loaded: too small" in str(told.error)
+
+
 def test_a_load_under_way_ends_too():
     closed = threading.Event()
 

@@ -78,7 +78,12 @@ def test_a_server_runs_from_its_first_line_to_its_end(tmp_path):
             assert process.wait(30) == 143
         finally:
             process.kill()
-    assert rest == "overstory: terminated; the server has ended, and with it the answers under way\n"
+    answered, ended = rest.splitlines()
+    assert re.fullmatch(
+        r"overstory: [0-9:]{8} /v1/completions: [0-9]+ prompt tokens, [1-4] new tokens?, .*(limit of tokens|complete)",
+        answered,
+    )
+    assert ended == "overstory: terminated; the server has ended, and with it the answers under way"
     assert running_servers(folder=tmp_path / "cache" / "servers") == []
 
 
