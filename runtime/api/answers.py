@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.api.questions import CHAT, Question
 from runtime.events import (
@@ -24,6 +24,7 @@ from runtime.events import (
 from runtime.prompts.prompt_file import ToolCall
 from runtime.prompts.token_records import completion_logprobs, content_logprobs
 
+_Each = TypeVar("_Each")
 _FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "stopped": "stop"}
 
 
@@ -37,16 +38,22 @@ def answer_body(
     return {
         **_head(question),
         "object": "chat.completion" if question.url == CHAT else "text_completion",
-        "choices": list(_choices(question, answers, prompts or [None] * len(answers))),
+        "choices": list(_choices(question, answers, prompts or [None] * len(question.requests))),
         "usage": usage(question, answers),
     }
 
 
 def usage(question: Question, answers: Sequence[Finished]) -> Usage:
-    """Return the tokens that all answers took, those of each prompt once however many choices it has."""
-    costs = GenerationStatistics.total(answer.statistics for answer in answers)
-    of_prompts = GenerationStatistics.total(answer.statistics for answer in answers[:: question.num_choices])
+    """Return the tokens that all choices have, those of each prompt once however many choices it has."""
+    choices = _copied(question, answers)
+    costs = GenerationStatistics.total(answer.statistics for answer in choices)
+    of_prompts = GenerationStatistics.total(answer.statistics for answer in choices[:: question.num_choices])
     return replace(costs, prompt_tokens=of_prompts.prompt_tokens, cached_tokens=of_prompts.cached_tokens).usage
+
+
+def _copied(question: Question, each: Sequence[_Each]) -> list[_Each]:
+    """Return what belongs to each request as what belongs to each choice."""
+    return [one for one in each for _ in range(question.num_copies)]
 
 
 def _head(question: Question) -> dict[str, Any]:
@@ -57,7 +64,8 @@ def _head(question: Question) -> dict[str, Any]:
 def _choices(
     question: Question, answers: Sequence[Finished], prompts: Sequence[PromptScored | None]
 ) -> Iterator[dict[str, Any]]:
-    for index, (answer, prompt) in enumerate(zip(answers, prompts, strict=True)):
+    pairs = zip(_copied(question, answers), _copied(question, prompts), strict=True)
+    for index, (answer, prompt) in enumerate(pairs):
         if question.url == CHAT:
             content: dict[str, Any] = {"message": _message(answer)}
         else:
@@ -98,7 +106,7 @@ def _logprobs(
         return {"content": content_logprobs(logprobs), "refusal": None}
     if prompt is not None:
         return completion_logprobs([*prompt.logprobs, *logprobs], num_before=0)
-    return completion_logprobs(logprobs, num_before=len(question.requests[index].prompt or ""))
+    return completion_logprobs(logprobs, num_before=len(question.requests[index // question.num_copies].prompt or ""))
 
 
 class AnswerPieces:
@@ -146,6 +154,11 @@ class AnswerPieces:
         said: dict[str, Any] = {"delta": delta} if self._is_chat else {"text": delta.get("content", "")}
         choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish_reason}
         return {**self._head, "choices": [choice], **({"usage": None} if self._question.has_usage else {})}
+
+    def choices_of(self, index: int) -> range:
+        """Return the choices that the answer to a request is."""
+        num_copies = self._question.num_copies
+        return range(index * num_copies, (index + 1) * num_copies)
 
     def usage(self, answers: Sequence[Finished]) -> dict[str, Any]:
         """Return the last body, that of a stream whose usage is wanted."""

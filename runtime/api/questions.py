@@ -77,7 +77,12 @@ class Question:
     num_choices: int
     """Of each prompt."""
     requests: tuple[PromptRequest, ...]
-    """One for each choice of each prompt, those of a prompt together; until `with_all_choices` the first of each."""
+    """One for each choice of each prompt, those of a prompt together; until `with_all_choices` the first of each.
+
+    Where all choices of a prompt are one text, one stands for all of them.
+    """
+    num_copies: int = 1
+    """Choices that each answer is given as."""
     is_streamed: bool = False
     has_usage: bool = False
     """Whether a stream ends with the tokens that it took."""
@@ -339,10 +344,13 @@ def _schema(named: Mapping[str, Any]) -> str:
 def with_all_choices(question: Question, taken: set[str]) -> Question:
     """Return the question with a request for each choice, of an id that no other has, and the next seed.
 
-    `taken` are the ids that are in use already, and takes these.
+    At temperature 0 a prompt's choices are one text, which is computed once. `taken` are the ids that are in use
+    already, and takes these.
     """
     if question.num_choices == 1:
         return question
+    if all(each.params.is_greedy for each in question.requests):
+        return replace(question, num_copies=question.num_choices)
     requests = []
     for first in question.requests:
         for index in range(question.num_choices):

@@ -69,16 +69,17 @@ async def _lines(question: Question, streamed: StreamedAnswers) -> AsyncGenerato
                 yield waiting_line(streamed.service, event)
                 continue
             prompt = streamed.gathered[index].prompt
-            if index not in begun:
-                begun.add(index)
-                if (first := pieces.begin(index, prompt)) is not None:
-                    yield data_line(first)
-            if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
-                yield data_line(pieces.part(index, event))
-            elif isinstance(event, Finished):
-                yield data_line(pieces.end(index, event, prompt))
-            else:
-                assert isinstance(event, PromptScored), "its text has been sent"
+            for choice in pieces.choices_of(index):
+                if choice not in begun:
+                    begun.add(choice)
+                    if (first := pieces.begin(choice, prompt)) is not None:
+                        yield data_line(first)
+                if isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
+                    yield data_line(pieces.part(choice, event))
+                elif isinstance(event, Finished):
+                    yield data_line(pieces.end(choice, event, prompt))
+                else:
+                    assert isinstance(event, PromptScored), "its text has been sent"
     if question.has_usage:
         finished = [each.finished for each in streamed.gathered if each.finished is not None]
         yield data_line(pieces.usage(finished))

@@ -26,6 +26,22 @@ def test_a_prompt_is_counted_once_however_many_choices_it_has():
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 6}
 
 
+def test_an_answer_that_is_all_choices_is_given_as_each_of_them():
+    requests = (PromptRequest(id="a", prompt="x"), PromptRequest(id="b", prompt="longer"))
+    question = Question(url=COMPLETIONS, model="any", num_choices=2, num_copies=2, requests=requests)
+    finished = [Finished("length", text, STATISTICS, logprobs=(token(text, -1.0),)) for text in ("one", "two")]
+    body = answer_body(question, finished)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    assert [choice["text"] for choice in body["choices"]] == ["one", "one", "two", "two"]
+    assert [choice["logprobs"]["text_offset"] for choice in body["choices"]] == [[1], [1], [6], [6]]
+    assert body["usage"]["prompt_tokens"] == 2 * STATISTICS.prompt_tokens
+    assert body["usage"]["completion_tokens"] == 4 * STATISTICS.new_tokens
+    pieces = AnswerPieces(question)
+    assert [list(pieces.choices_of(index)) for index in (0, 1)] == [[0, 1], [2, 3]]
+    assert pieces.usage(finished)["usage"] == body["usage"]
+    assert pieces.end(3, finished[1])["choices"][0]["logprobs"]["text_offset"] == [6]
+
+
 def test_ends_have_the_names_of_the_api():
     found = body(COMPLETIONS, "stop", "length", "context", "stopped")
     assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", "length", "length", "stop"]

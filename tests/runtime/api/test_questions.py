@@ -108,3 +108,11 @@ def test_a_bias_names_tokens_and_numbers():
 def test_what_a_connection_asks_wrongly_is_named(wrong):
     with pytest.raises(PromptFileError, match=next(iter(wrong))):
         live({"prompt": "a", **wrong}, COMPLETIONS)
+
+
+def test_choices_at_temperature_0_are_one_request():
+    greedy = with_all_choices(live({"prompt": ["a", "b"], "n": 3, "temperature": 0}, COMPLETIONS), set())
+    assert [each.prompt for each in greedy.requests] == ["a", "b"]
+    assert (greedy.num_choices, greedy.num_copies) == (3, 3)
+    warm = with_all_choices(live({"prompt": "a", "n": 3, "temperature": 0.1}, COMPLETIONS), set())
+    assert (len(warm.requests), warm.num_copies) == (3, 1)

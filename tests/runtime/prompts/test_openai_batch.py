@@ -155,7 +155,9 @@ def test_lines_with_the_same_prompt_have_seeds_of_their_own_that_stay(tmp_path):
 
 
 def test_n_choices_are_n_requests_with_ids_and_seeds_of_their_own(tmp_path):
-    items, _ = read(tmp_path, chat_line("a", n=3, seed=7), chat_line("b"), completion_line("c", n=2))
+    items, _ = read(
+        tmp_path, chat_line("a", n=3, temperature=1, seed=7), chat_line("b"), completion_line("c", n=2, temperature=1)
+    )
     assert [item.id for item in items] == ["a [0]", "a [1]", "a [2]", "b", "c [0]", "c [1]"]
     assert [item.params.seed for item in items[:3]] == [7, 8, 9]
     assert [item.line_number for item in items] == [1, 1, 1, 2, 3, 3]
@@ -164,7 +166,9 @@ def test_n_choices_are_n_requests_with_ids_and_seeds_of_their_own(tmp_path):
 def test_the_id_of_a_choice_is_that_of_no_line(tmp_path):
     """Before the one that has the choices, or behind it."""
     names = ("a [0]", "a", "a [1]", "a [1]'")
-    items, result_format = read(tmp_path, *(chat_line(name, n=2) for name in names), chat_line("a [0] [0]"))
+    items, result_format = read(
+        tmp_path, *(chat_line(name, n=2, temperature=1) for name in names), chat_line("a [0] [0]")
+    )
     ids = [item.id for item in items]
     assert len(set(ids)) == len(ids) == 9 and not set(ids[:-1]) & {*names, "a [0] [0]"}
     records = lines_of(items, result_format)
@@ -330,7 +334,7 @@ def test_an_answer_ends_for_a_reason_that_the_api_has(tmp_path, reason, expected
 
 def test_choices_are_one_line_once_all_are_there_in_their_order_whatever_came_first(tmp_path):
     for order in itertools.permutations(range(4)):
-        items, result_format = read(tmp_path, chat_line("a", n=3), chat_line("b", "other"))
+        items, result_format = read(tmp_path, chat_line("a", n=3, temperature=1), chat_line("b", "other"))
         results = [replace(result, finished=replace(result.finished, text=result.id)) for result in results_of(items)]
         records = [result_format.record(results[place]) for place in order]
         last_of_a = max(range(4), key=lambda step: (order[step] < 3, step))
@@ -342,8 +346,17 @@ def test_choices_are_one_line_once_all_are_there_in_their_order_whatever_came_fi
         assert counts == [5, 24, 29]
 
 
+def test_choices_that_are_one_text_are_answered_once_and_given_so_often(tmp_path):
+    items, result_format = read(tmp_path, chat_line("a", n=3, temperature=0))
+    (record,) = lines_of(items, result_format)
+    assert [item.id for item in items] == ["a"] and result_format.ids_answered_by(record) == ["a"]
+    body = record["response"]["body"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert body["usage"]["completion_tokens"] == 3 * STATISTICS.new_tokens
+
+
 def test_a_choice_that_fails_costs_its_line(tmp_path):
-    items, result_format = read(tmp_path, chat_line("a", n=2), chat_line("b"))
+    items, result_format = read(tmp_path, chat_line("a", n=2, temperature=1), chat_line("b"))
     first, _, other = results_of(items)
     failed = PromptResult(id="a [1]", line_number=1, error="the link is gone")
     assert result_format.record(failed) is None
@@ -355,7 +368,9 @@ def test_a_choice_that_fails_costs_its_line(tmp_path):
 
 
 def test_an_answered_line_answers_all_its_choices(tmp_path):
-    items, result_format = read(tmp_path, chat_line("a", n=2), chat_line("b"), chat_line("c", functions=[]))
+    items, result_format = read(
+        tmp_path, chat_line("a", n=2, temperature=1), chat_line("b"), chat_line("c", functions=[])
+    )
     records = {record["custom_id"]: record for record in lines_of(items, result_format)}
     assert list(result_format.ids_answered_by(records["a"])) == ["a [0]", "a [1]"]
     assert list(result_format.ids_answered_by(records["b"])) == ["b"]

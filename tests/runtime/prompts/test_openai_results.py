@@ -27,7 +27,12 @@ OWN_LINE = format_record(OWN_RESULT.to_record()).encode() + b"\n"
 
 @pytest.fixture
 def batch(tmp_path):
-    lines = (chat_line("a", "one"), chat_line("b", "two", n=3), completion_line("c", "thrée"), chat_line("d", tools=[]))
+    lines = (
+        chat_line("a", "one"),
+        chat_line("b", "two", n=3, temperature=1),
+        completion_line("c", "thrée"),
+        chat_line("d", functions=[]),
+    )
     return write_lines(tmp_path / "batch.jsonl", *lines)
 
 
@@ -174,7 +179,9 @@ def test_killed_at_random_moments_with_many_prompts_under_way(tmp_path, path, is
     """40 times with `--fuzz 1`: every line is there once, whole, with the text that it has alone."""
     source = random.Random(11)
     names = [f"no. {number}" for number in range(300)]
-    batch = write_lines(tmp_path / "batch.jsonl", *(completion_line(name, f"{name}: ", n=2) for name in names))
+    batch = write_lines(
+        tmp_path / "batch.jsonl", *(completion_line(name, f"{name}: ", n=2, temperature=1) for name in names)
+    )
     arguments = [sys.executable, "-c", SHUFFLED_RUN, str(batch), str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     num_kills = 40 // min(5, pytestconfig.getoption("fuzz"))

@@ -63,6 +63,23 @@ def test_a_stream_joins_to_the_whole_answer(tiny):
     assert chat(tiny, seed=3).choices[0].message.content == whole.choices[0].message.content
 
 
+def test_choices_that_are_one_text_are_computed_once(tiny):
+    before = tiny.dispatcher.state.tally
+    options = {"temperature": 0, "n": 3, "logprobs": True}
+    whole = chat(tiny, **options)
+    tally = tiny.wait(lambda state: state.num_running == 0).tally
+    assert sum(tally.num_ended.values()) == sum(before.num_ended.values()) + 1
+    assert whole.usage.completion_tokens == 3 * (tally.num_new_tokens - before.num_new_tokens)
+    assert len({choice.message.content for choice in whole.choices}) == 1 and len(whole.choices) == 3
+    chunks = list(chat(tiny, stream=True, stream_options={"include_usage": True}, **options))
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    for index, choice in enumerate(whole.choices):
+        own = [piece.choices[0] for piece in chunks[:-1] if piece.choices[0].index == index]
+        assert "".join(each.delta.content or "" for each in own) == choice.message.content
+        tokens = [[each.token for each in found.logprobs.content] for found in (own[-1], choice)]
+        assert tokens[0] == tokens[1] and own[-1].finish_reason == choice.finish_reason
+
+
 def test_a_seed_that_nobody_gave_is_a_new_one(tiny):
     assert len({chat(tiny, temperature=1.5).choices[0].message.content for _ in range(4)}) > 1
 
