@@ -21,7 +21,6 @@ from runtime.events import (
     ToolCallDelta,
     Usage,
 )
-from runtime.prompts.prompt_file import ToolCall
 from runtime.prompts.token_records import completion_logprobs, content_logprobs
 
 _Each = TypeVar("_Each")
@@ -89,12 +88,8 @@ def _message(answer: Finished) -> dict[str, Any]:
     if parts.reasoning_content is not None:
         message["reasoning_content"] = parts.reasoning_content
     if parts.tool_calls:
-        message |= {"content": parts.content or None, "tool_calls": list(map(_tool_call, parts.tool_calls))}
+        message |= {"content": parts.content or None, "tool_calls": [call.to_record() for call in parts.tool_calls]}
     return message
-
-
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def _logprobs(
@@ -131,7 +126,7 @@ class AnswerPieces:
     def part(self, index: int, part: TextDelta | ReasoningDelta | ToolCallDelta) -> dict[str, Any]:
         """Return more of a choice, whichever part of it."""
         if isinstance(part, ToolCallDelta):
-            return self.piece(index, {"tool_calls": [{"index": part.index, **_tool_call(part.call)}]})
+            return self.piece(index, {"tool_calls": [{"index": part.index, **part.call.to_record()}]})
         return self.more(index, part.text) if isinstance(part, TextDelta) else self._thought(index, part.text)
 
     def _thought(self, index: int, text: str) -> dict[str, Any]:

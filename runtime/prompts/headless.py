@@ -6,11 +6,11 @@ One prompt that fails costs one answer: its result carries the error and the run
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from profiles.errors import OverstoryError
-from runtime.events import Event, Finished
+from runtime.events import AnswerParts, Event, Finished
 from runtime.prompts.prompt_file import BadLine, PromptRequest
 from runtime.prompts.token_records import content_logprobs
 
@@ -50,10 +50,13 @@ class PromptResult:
         """Return a JSON object; every result has the same keys, and `error` is null when all is well."""
         answer = self.finished
         costs = answer and answer.statistics
+        said = answer and (answer.parts or AnswerParts(answer.text))
         return {
             "id": self.id,
             "line": self.line_number,
-            "text": answer and answer.text,
+            "text": said and said.content,
+            "reasoning": said and said.reasoning_content,
+            "tool_calls": [call.to_record() for call in said.tool_calls] if said and said.tool_calls else None,
             "finish_reason": answer and answer.finish_reason,
             "verification": answer and answer.verification,
             "generation": answer and answer.generation,
@@ -91,6 +94,14 @@ class PromptEvent:
 
 HeadlessEvent = PromptStarted | PromptEvent | PromptResult
 """A line's result is the last event of the line, to be kept before more is asked for."""
+
+
+def in_parts(items: Iterable[PromptItem]) -> list[PromptItem]:
+    """Return the lines, conversations with an answer whose thinking and calls of tools stand apart from its text."""
+    return [
+        replace(item, wants_parts=True) if isinstance(item, PromptRequest) and item.messages is not None else item
+        for item in items
+    ]
 
 
 def pending_items(items: Iterable[_Item], finished_ids: Collection[str]) -> list[_Item]:

@@ -40,6 +40,10 @@ class ToolCall:
     arguments: str
     """A JSON object as text."""
 
+    def to_record(self) -> dict[str, Any]:
+        """Return it in the shape of OpenAI's API."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -25,6 +25,7 @@ from runtime.prompts.headless import (
     PromptItem,
     PromptResult,
     PromptStarted,
+    in_parts,
     one_by_one,
     pending_items,
     run_prompts,
@@ -111,7 +112,8 @@ def run(
 ) -> int:
     """Answer a prompt file; results are JSON lines.
 
-    They are in the order of the prompts, but in --output as they finish. A file in OpenAI's batch format, with
+    They are in the order of the prompts, but in --output as they finish. What a model thinks and which tools it calls
+    stand beside its text. A file in OpenAI's batch format, with
     lines for /v1/chat/completions or /v1/completions, is answered in that format, and sampled at temperature 1
     unless a line, --temperature or the model's own settings say otherwise.
 
@@ -130,6 +132,7 @@ def run(
     items, result_format = read_prompts_or_batch(
         prompts, params, system=turns.system, is_raw=turns.raw, unchosen=unchosen
     )
+    items = in_parts(items)
     console = progress_console(is_quiet=quiet)
     if dry_run:
         done = () if output is None else finished_ids(output, result_format, is_resumed=resume)

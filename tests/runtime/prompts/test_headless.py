@@ -1,9 +1,19 @@
+from dataclasses import replace
+
 import pytest
 
 from offload.errors import LinkError
-from runtime.events import Finished, PrefillProgress, TextDelta, TokenLogprob, TokenLogprobs
-from runtime.prompts.headless import PromptEvent, PromptResult, PromptStarted, one_by_one, pending_items, run_prompts
-from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
+from runtime.events import AnswerParts, Finished, PrefillProgress, TextDelta, TokenLogprob, TokenLogprobs
+from runtime.prompts.headless import (
+    PromptEvent,
+    PromptResult,
+    PromptStarted,
+    in_parts,
+    one_by_one,
+    pending_items,
+    run_prompts,
+)
+from runtime.prompts.prompt_file import BadLine, Message, PromptRequest, ToolCall
 from tests.support.answer_fakes import STATISTICS, echo
 
 
@@ -104,6 +114,8 @@ def test_every_result_has_the_same_keys():
         "id": "a",
         "line": 1,
         "text": "hi",
+        "reasoning": None,
+        "tool_calls": None,
         "finish_reason": "stop",
         "verification": "coupled",
         "generation": "auto",
@@ -121,6 +133,20 @@ def test_every_result_has_the_same_keys():
         "error": None,
     }
     assert {key: value for key, value in bad.items() if value is not None} == {"id": "b", "line": 2, "error": "no"}
+
+
+def test_thinking_and_calls_stand_beside_the_text():
+    parts = AnswerParts("Hi.", "well", (ToolCall("c1", "look", "{}"),))
+    answer = Finished("stop", "<think>well</think>Hi. <call>look", STATISTICS, parts=parts)
+    record = PromptResult(id="a", line_number=1, finished=answer).to_record()
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    assert (record["text"], record["reasoning"], record["tool_calls"]) == ("Hi.", "well", [call])
+
+
+def test_conversations_are_answered_in_parts_and_nothing_else_is():
+    raw, bad = PromptRequest(id="a", prompt="x"), BadLine(2, "b", "no")
+    talk = PromptRequest(id="c", messages=(Message("user", "x"),))
+    assert in_parts([raw, bad, talk]) == [raw, bad, replace(talk, wants_parts=True)]
 
 
 def test_a_result_has_what_was_asked_of_its_tokens():

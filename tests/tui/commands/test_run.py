@@ -6,6 +6,8 @@ from runtime.events import Finished
 from runtime.prompts.headless import PromptResult, one_by_one, run_prompts
 from runtime.prompts.prompt_file import BadLine, Message, PromptRequest
 from tests.support.answer_fakes import echo, statistics
+from tests.support.thinking_models import save_thinking_folder
+from tui.cli import execute
 from tui.commands.run import Comparison, show_answers
 
 
@@ -95,3 +97,15 @@ def test_another_sample_is_not_called_a_difference():
     )
     assert "another sample (sequoia)" in out.getvalue()
     assert "DIFFERS" not in out.getvalue()
+
+
+def test_a_result_has_its_thinking_beside_its_text(tmp_path, capsys):
+    """The template begins the answer within thinking, which ends after three tokens."""
+    folder, prompts = save_thinking_folder(tmp_path / "model"), tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the cat", "thinking": true, "thinking_budget": 3}\n')
+    options = ["--target", str(folder), "--draft", "none", "--max-new-tokens", "8", "--quiet"]
+    assert execute(["run", str(prompts), *options]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
+    assert record["reasoning"] and record["text"] and record["tool_calls"] is None
+    assert "think>" not in record["text"] + record["reasoning"]
