@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from contextlib import closing, suppress
@@ -106,7 +107,7 @@ def serve(
         record = RunningServer(host=host, port=listening.getsockname()[1], model=model, target=target, api_key=key)
         base_url = record.base_url
         if not quiet:
-            tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; Ctrl-C ends the server")
+            tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; {_end()} ends the server")
             tell(f"tell clients the base URL {base_url}/v1 and {'your' if key else 'any'} API key")
         try:
             with announced(record):
@@ -114,6 +115,11 @@ def serve(
         except KeyboardInterrupt as error:
             raise CommandInterruptedError("the server has ended, and with it the answers under way") from error
     return 0
+
+
+def _end() -> str:
+    """Return what ends the server: a shell's background job ignores Ctrl-C."""
+    return "SIGTERM" if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else "Ctrl-C"
 
 
 def model_name(config: EngineConfig) -> str:

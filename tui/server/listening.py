@@ -2,7 +2,10 @@
 
 import asyncio
 import errno
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -12,6 +15,7 @@ from runtime.serving.dispatcher import Dispatcher
 
 HOSTS = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 """Where a server may listen: whoever reaches another machine's address does not reach these."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_SECONDS = 5
 """For answers that are told of the end."""
 _SENTENCES = {
@@ -48,6 +52,15 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, dispatcher: Dispatcher) -> None:
         super().__init__(config)
         self._dispatcher = dispatcher
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hear the signals that ask for the end, but for those that whoever started this process lets it ignore."""
+        ignored = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+        with super().capture_signals():
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+            yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the answers, then the connections."""

@@ -1,5 +1,6 @@
 """`overstory serve`: what it refuses before it loads, and a process of it from its first line to its end."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import openai
 import pytest
 
 from runtime.config import EngineConfig
+from tests.support.model_factory import save_tiny_model, save_tiny_tokenizer
 from tests.support.paths import ROOT
 from tests.support.session_factory import save_tiny_folder
 from tui.cli import execute
@@ -53,6 +55,40 @@ def test_a_port_in_use_is_named(capsys):
 )
 def test_a_model_is_called_as_people_call_it(target, name):
     assert model_name(EngineConfig(target=target)) == name
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.parametrize("is_background_job", [False, True])
+def test_a_signal_ends_answers_under_way_in_words(is_background_job, tmp_path):
+    """A shell's background job is begun with SIGINT ignored, and goes on ignoring it."""
+    save_tiny_model("llama", tmp_path / "long", max_position_embeddings=8192)
+    arguments = ["serve", "--target", str(save_tiny_tokenizer(tmp_path / "long")), "--port", "0", "--draft", "none"]
+    program = [sys.executable, "-c", "from tui.cli import main; main()", *arguments, "--context", "8192"]
+    if is_background_job:
+        program = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *program]
+    environment = {**os.environ, "OVERSTORY_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(program, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = process.stderr.readline()
+            assert ("SIGTERM" if is_background_job else "Ctrl-C") + " ends the server" in first
+            url = re.search(r"(http://127\.0\.0\.1:[0-9]+)/v1", first)[1]
+            body = {"prompt": "the cat", "max_tokens": 8000, "stream": True, "logit_bias": {"2": -100}}
+            with httpx2.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
+                lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+                next(lines)
+                process.send_signal(signal.SIGINT)
+                if is_background_job:
+                    assert all("error" not in next(lines) for _ in range(20)), "it goes on"
+                    process.send_signal(signal.SIGTERM)
+                *_, last = lines
+            assert "the server is shutting down" in json.loads(last.removeprefix("data: "))["error"]["message"]
+            rest = process.stderr.read()
+            assert process.wait(30) == (143 if is_background_job else 130)
+        finally:
+            process.kill()
+    word = "terminated" if is_background_job else "interrupted"
+    assert rest.endswith(f"overstory: {word}; the server has ended, and with it the answers under way\n")
+    assert "Traceback" not in rest and "left behind" not in rest
 
 
 def test_a_server_runs_from_its_first_line_to_its_end(tmp_path):
