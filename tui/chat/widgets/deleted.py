@@ -68,7 +68,8 @@ class DeletedScreen(ModalScreen[int | None]):
         if self._doomed_id != chosen.id:
             self._doomed_id = chosen.id
             remove, close = key_now(self, "deleted_remove"), key_now(self, "deleted_close")
-            self._say(f"{remove} again removes {chosen.shown_title} for good, with all that was said; {close} keeps it")
+            cached = "all but its part of the prefix cache, which newer texts replace"
+            self._say(f"{remove} again removes {chosen.shown_title} for good, {cached}; {close} keeps it")
             return
         try:
             self._store.purge_conversation(chosen.id)

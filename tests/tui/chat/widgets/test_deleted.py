@@ -25,7 +25,8 @@ def test_deleted_conversations_come_back_or_go_for_good():
                 shown = screen_text(app)
                 assert shown.index("owls  0 turns, deleted 1 d ago, kept for 29 d more") < shown.index("foxes  0 turns")
                 await pilot.press("down", "delete")
-                assert "Del again removes foxes for good" in screen_text(app)
+                asked = " ".join(screen_text(app).replace("│", " ").split())
+                assert "Del again removes foxes for good, all but its part of the prefix cache" in asked
                 await pilot.press("escape")
                 assert len(store.list_deleted()) == 2 and not app.results
                 await pilot.press("delete", "up", "delete")  # which asks anew for another one
