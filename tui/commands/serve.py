@@ -108,7 +108,8 @@ def serve(
         base_url = record.base_url
         if not quiet:
             tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; {_end()} ends the server")
-            tell(f"tell clients the base URL {base_url}/v1 and {'your' if key else 'any'} API key")
+            whose = "your" if key else "any"
+            tell(f"tell clients the base URL {base_url}/v1 (Anthropic's: {base_url}) and {whose} API key")
         try:
             with announced(record):
                 asyncio.run(serve_until_end(build_app(service, api_key=key), dispatcher, listening))

@@ -49,7 +49,7 @@ def _endpoint(service: Service, route: ApiRoute) -> Callable[[Request], Awaitabl
         except ClientDisconnect:
             return Response(status_code=_GONE_STATUS)
         if not getattr(request.state, "has_answers", False):  # else their ends are told
-            service.log.refuse(route.path, failure)
+            service.log.refuse(route.shown_path, failure)
         return _respond(route.path, failure)
 
     return answer
@@ -58,6 +58,6 @@ def _endpoint(service: Service, route: ApiRoute) -> Callable[[Request], Awaitabl
 async def _unknown(request: Request, error: Exception) -> Response:
     """Answer for paths that do not exist, and methods that a path does not have."""
     assert isinstance(error, HTTPException)
-    known = ", ".join(f"{route.method} {route.path}" for route in ROUTES)
+    known = ", ".join(f"{route.method} {route.shown_path}" for route in ROUTES)
     sentence = f"{request.method} {request.url.path} is not done here; the endpoints are {known}"
     return _respond(request.url.path, Failure(error.status_code, sentence, headers=error.headers or {}))

@@ -58,6 +58,11 @@ class ApiRoute:
     error_body: Callable[[Failure], dict[str, Any]] = openai_error
     """In the words of its API."""
 
+    @property
+    def shown_path(self) -> str:
+        """As people write it."""
+        return self.path.replace(":path", "")
+
 
 async def read_body(request: Request) -> dict[str, Any]:
     """Return the JSON object that a request brings. Raises RefusedError."""

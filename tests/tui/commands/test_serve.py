@@ -101,7 +101,7 @@ def test_a_server_runs_from_its_first_line_to_its_end(tmp_path):
             lines = iter(process.stderr.readline, "")
             first = next(lines)
             url = re.search(r"serving tiny at (http://127\.0\.0\.1:[0-9]+)/v1", first)[1]
-            assert "your API key" in next(lines)
+            assert f"{url}/v1 (Anthropic's: {url}) and your API key" in next(lines)
             assert any("the model is loaded" in line for line in lines)
             (record,) = running_servers(folder=tmp_path / "cache" / "servers")
             assert (record.base_url, record.model, record.api_key) == (url, "tiny", "secret")

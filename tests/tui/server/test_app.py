@@ -8,6 +8,7 @@ def test_what_is_not_there_is_said_in_the_words_of_the_api(tiny):
     answer = get(tiny, "/v1/nothing")
     assert answer.status_code == 404 and answer.json()["error"]["type"] == "not_found_error"
     assert "POST /v1/chat/completions" in answer.json()["error"]["message"]
+    assert "GET /v1/models/{name}," in answer.json()["error"]["message"], "as a person writes it"
     answer = get(tiny, "/v1/chat/completions")
     assert answer.status_code == 405 and "GET /v1/chat/completions" in answer.json()["error"]["message"]
     assert len({(route.method, route.path) for route in ROUTES}) == len(ROUTES)
