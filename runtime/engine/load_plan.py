@@ -55,6 +55,8 @@ MOST_TEXTS = 32
 """That `auto` answers together."""
 TEXTS_SHARE = 0.25
 """Of the layers' bytes, and of the device's memory, what their keys and values may take."""
+MOST_RESIDENT_TEXTS = 8
+"""That `auto` answers together because they fit beside a model of which every layer stays in memory."""
 _IN_MEMORY = (
     "everything stays in memory, where a session loads no draft unless a calibration promises much of it: here the "
     "model's own substitute drafts"
@@ -334,7 +336,9 @@ def _with_texts(
     """Return the config with as many texts at a time as there are requests, and no more than are wanted.
 
     `auto` takes as many as have keys and values in a small share of the layers' bytes and of the memory that is free,
-    since every text more adds its tokens to each pass. Raises OptionError where those of several are to travel.
+    since every text more adds its tokens to each pass, and may take the room of a layer. Where all layers stay with no
+    draft beside them, some more may take a share of what is left. Raises OptionError where those of several are to
+    travel.
     """
     wanted = most_texts if config.num_texts is None else config.num_texts
     most = max(1, min(wanted, num_requests or wanted))
@@ -354,7 +358,11 @@ def _with_texts(
         if room_bytes is None:
             room_bytes = usable_bytes(machine.free_bytes)
         share = TEXTS_SHARE * (layer_bytes if machine.holds_least else min(layer_bytes, room_bytes))
-        most = max(1, min(most, int(share // max(1, text_bytes))))
+        fitting = int(share // max(1, text_bytes))
+        if config.draft == "none" and not machine.holds_least:
+            left = TEXTS_SHARE * (room_bytes - layer_bytes)
+            fitting = max(fitting, min(MOST_RESIDENT_TEXTS, int(left // max(1, text_bytes))))
+        most = max(1, min(most, fitting))
     return replace(config, num_texts=most)
 
 

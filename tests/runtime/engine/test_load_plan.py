@@ -16,7 +16,7 @@ from offload.residency_plan import Tier
 from profiles.errors import BadInputError
 from runtime.config import EngineConfig
 from runtime.engine import load_plan, need_of_files
-from runtime.engine.load_plan import LoadPlan, check_plan
+from runtime.engine.load_plan import MOST_RESIDENT_TEXTS, LoadPlan, check_plan
 from runtime.errors import OptionError
 from runtime.fit import probes
 from runtime.fit.machine import reference_machine
@@ -254,6 +254,15 @@ def test_as_many_texts_share_a_pass_as_there_are_prompts_and_room(tmp_path: Path
     assert 1 <= tight.need.num_texts < 9
     with pytest.raises(BudgetError):
         batch_of(folder, 9, num_texts=9, device_memory_bytes=least + 40_000)
+
+
+def test_a_small_model_that_stays_in_memory_answers_some_texts_together(tmp_path: Path) -> None:
+    """Its layers have fewer bytes than the keys and values of a few texts, which made clients of it wait for one
+    another."""
+    folder = save_tiny_folder(tmp_path / "model")
+    assert batch_of(folder, 20).need.num_texts == MOST_RESIDENT_TEXTS
+    for streams in ({"device_memory_bytes": 0}, {"draft": "substitute"}):
+        assert batch_of(folder, 20, **streams).need.num_texts < MOST_RESIDENT_TEXTS
 
 
 def test_keys_and_values_that_travel_are_those_of_one_text(tmp_path: Path) -> None:
