@@ -5,8 +5,8 @@ So a matrix times three terms, with the sums in float32, is what the same matrix
 the order of the sums; what is denormal counts as zero (bfloat16x3: Henry, Tang, Heinecke, arXiv 1904.06376).
 
 torch rounds such products to bfloat16 on a processor. MKL's `cblas_gemm_bf16bf16f32`, which torch's libraries for Linux
-hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is slow, and on processors with AVX2 alone
-its bits depend on the threads, so that it is not used there.
+hold and show, returns the sums. It uses AMX and AVX512-BF16; elsewhere it is slow, and its bits depend on the threads
+and on the shape, so that it is not used there.
 """
 
 import ctypes
@@ -87,7 +87,7 @@ def has_split_products() -> bool:
 @cache
 def _find_multiply() -> _Multiply | None:
     """Return what writes `matrix` (O, I) times `rows` (N, I), transposed, to float32 (O, N); None if nothing does."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not _may_have_instructions():
         return None
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
@@ -110,14 +110,24 @@ def _find_multiply() -> _Multiply | None:
     return multiply if is_exact(multiply) else None
 
 
+def _may_have_instructions() -> bool:
+    """Return whether the processor multiplies bfloat16; True where this torch cannot tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return not capabilities or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def is_exact(multiply: _Multiply) -> bool:
     """Return whether products are as near as float32's, the same bits with one thread and a few rows at a time.
 
-    On processors without bfloat16 instructions MKL's are not the same bits.
+    On processors without bfloat16 instructions MKL's are not the same bits, at some shapes.
     """
+    return all(_is_exact_at(multiply, *shape) for shape in ((64, 1), (1024, 1), (1024, 4), (1024, 64)))
+
+
+def _is_exact_at(multiply: _Multiply, num_columns: int, num_rows: int) -> bool:
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(8 * ROW_MULTIPLE, 1024, generator=generator).to(torch.bfloat16)
-    rows = split_terms(torch.randn(4, 1024, generator=generator)).view(-1, 1024)
+    matrix = torch.randn(8 * ROW_MULTIPLE, num_columns, generator=generator).to(torch.bfloat16)
+    rows = split_terms(torch.randn(num_rows, num_columns, generator=generator)).view(-1, num_columns)
     whole, parts = torch.empty(len(matrix), len(rows)), torch.empty(len(matrix), len(rows))
     multiply(matrix, rows, whole)
     with one_thread():

@@ -16,6 +16,8 @@ ANY_OBJECT = '{"type": "object"}'
 """The schema of any JSON object."""
 MAX_SCHEMA_BYTES = 2**18
 """As text; twice what OpenAI's API takes."""
+_MOST_LEVELS = 200
+"""Of objects and lists within one another: Python's own limit depends on who asks."""
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """Between two tokens of JSON. Without an end a model that is at a loss writes blanks until its limit."""
 _SETTINGS = {
@@ -56,9 +58,23 @@ def grammar_of(schema: str) -> str:
         fields = json.loads(schema)
         if not isinstance(fields, dict):
             raise ValueError("it is no object")
+        if _is_deep(fields):
+            raise ValueError(f"it is nested more than {_MOST_LEVELS} times")
         return _HEAD + json.dumps({**fields, "x-guidance": _SETTINGS})
     except (ValueError, RecursionError) as error:
         raise OptionError(f"the JSON schema cannot be read: {error}; give an object that is nested less") from error
+
+
+def _is_deep(fields: object) -> bool:
+    level = [fields]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            value
+            for each in level
+            if isinstance(each, dict | list)
+            for value in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
 
 
 def compile_schema(schema: str) -> None:

@@ -20,6 +20,7 @@ SLOWLY = ("--device-memory", "min", "--emulate-link", "0.3GB/s")
 """A pass takes most of a second, so that an answer can be watched."""
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.usefixtures("demo_folder"),
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux, the terminal that tests can read"),
 ]

@@ -22,6 +22,7 @@ from offload.checkpoint.checkpoint import Checkpoint
 from profiles.errors import BadInputError
 from runtime.config import SamplingParams
 from runtime.model.generation_config import FILE_NAME, read_generation_config
+from runtime.prompts.prompt_file import Message, PromptRequest
 from runtime.tokenizer.box import BoxLimits, Tokenizer, TokenizerBox
 from tests.support.damage import ODD_VALUES, damage_bytes, damage_value, peak_bytes, to_json
 from tests.support.model_factory import TINY_VOCAB_SIZE, save_tiny_model, save_tiny_tokenizer
@@ -30,7 +31,14 @@ MAX_GROWTH_BYTES = 2**30
 LIBRARIES_BYTES = 3 * 10**8
 """What the tokenizer's process takes without a model."""
 PROMPTS = ("the cat", "é🙂 <|user|></s>\n\t", "a" * 300)
-TURNS = [("system", "be brief"), ("user", "the cat"), ("assistant", "in the end"), ("user", "a <b> & 'c'")]
+TURNS = (
+    Message("system", "be brief"),
+    Message("user", "the cat"),
+    Message("assistant", "in the end"),
+    Message("user", "a <b> & 'c'"),
+)
+ASKED = PromptRequest(id="asked", messages=TURNS)
+CONTINUED = PromptRequest(id="continued", messages=TURNS[:3], is_continued=True)
 Case = tuple[Path, bytes]
 Try = Callable[[], object]
 
@@ -78,8 +86,8 @@ def use(folder: Path, box: TokenizerBox) -> None:
     tokenizer = Tokenizer(folder, box)
     for prompt in PROMPTS:
         outcome(lambda prompt=prompt: tokenizer.encode(prompt))
-    outcome(lambda: tokenizer.encode_conversation(TURNS))
-    outcome(lambda: tokenizer.encode_conversation(TURNS[:3], is_continued=True))
+    outcome(lambda: tokenizer.encode_conversation(ASKED))
+    outcome(lambda: tokenizer.encode_conversation(CONTINUED))
     outcome(lambda: decode(tokenizer))
     outcome(lambda: tokenizer.name(5))
 
@@ -319,7 +327,7 @@ def test_templates_of_every_kind(folder: Path, box: TokenizerBox, stride: int) -
 
     def ask() -> None:
         tokenizer[0] = tokenizer[0].beside(folder)
-        tokenizer[0].encode_conversation(TURNS)
+        tokenizer[0].encode_conversation(ASKED)
 
     outcomes = run_cases(template_cases(folder / "chat_template.jinja", random.Random(4), 2500), ask, stride=stride)
     assert outcomes.total() >= 2500 // stride and outcomes["OptionError"] and outcomes["works"]

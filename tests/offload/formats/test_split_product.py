@@ -171,6 +171,15 @@ def test_torch_without_the_product_does_without(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("forgotten")
+def test_a_processor_without_bfloat16_instructions_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many with AVX512 have none; MKL's product is there too, and its bits depend on the shape."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    without = {"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: without, raising=False)
+    assert not has_split_products()
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_a_processor_with_avx2_alone_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """MKL's product is there too, slow, and its bits depend on the number of threads."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")

@@ -31,7 +31,7 @@ def batch(tmp_path):
         chat_line("a", "one"),
         chat_line("b", "two", n=3, temperature=1),
         completion_line("c", "thrée"),
-        chat_line("d", functions=[]),
+        chat_line("d", functions=[{"name": "f"}]),
     )
     return write_lines(tmp_path / "batch.jsonl", *lines)
 
