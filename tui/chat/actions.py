@@ -10,6 +10,7 @@ from textual.theme import Theme
 
 from profiles.errors import BadInputError
 from tui.chat.changes import Changes, Trouble
+from tui.chat.commands.keymap import key_now
 from tui.chat.commands.slash import known_command
 from tui.chat.display import OFFER, ChatDisplay
 from tui.chat.editor import edit_prompt
@@ -22,10 +23,13 @@ from tui.chat.settings.settings import ChatSettings, changed_names, changes_that
 from tui.chat.store.files import export_conversation, free_export_path, path_of
 from tui.chat.store.store import UNDO_SECONDS
 from tui.chat.themes import AUTO
+from tui.chat.turns import TurnActions
+from tui.chat.widgets.branches import BranchesScreen
 from tui.chat.widgets.deleted import DeletedScreen
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.turn_keys import TurnKeys
 from tui.terminal_text import one_line
 
 _LOAD_AGAIN = Choice("Load again", "load_again", "Load the model with the new settings; the conversation stays")
@@ -41,6 +45,9 @@ class Actions:
         self.do_continue, self.do_clear = dialogue.continue_answer, dialogue.clear
         self.do_undo, self.do_redo, self.do_edit = dialogue.undo, dialogue.redo, dialogue.edit_last
         self.do_stop = dialogue.stop
+        self.turns = TurnActions(chat, regenerate=self.regenerate)
+        """What keys do with a turn that is selected."""
+        self.do_turns = self.turns.begin
         self.do_trim, self.do_untrim, self.do_ask_anew = dialogue.trim, dialogue.read_all, dialogue.ask_anew
 
     # Answers
@@ -61,13 +68,17 @@ class Actions:
         elif dialogue.editing_id is not None:
             dialogue.editing_id = None
             chat.prompt.show_written()
-            chat.say("the last prompt stays as it was; up brings your change back")
+            chat.say(f"the message stays as it was; {key_now(chat.screen, 'older')} brings your change back")
         return ()
 
     def do_regenerate(self) -> Changes:
+        return self.regenerate()
+
+    def regenerate(self, message_id: int = 0) -> Changes:
+        """Ask for another answer: of a turn, or of the last one."""
         if not self._chat.dialogue.is_answering and self._chat.services.settings.is_greedy:
             self._chat.say("temperature is 0, so the answer will be the same; raise it with /set temperature 0.7")
-        return self._chat.dialogue.regenerate()
+        return self._chat.dialogue.regenerate(message_id)
 
     async def do_attach(self, file: str = "") -> None:
         """Attach a file; without one, what was removed last, or one that is to be chosen."""
@@ -155,6 +166,20 @@ class Actions:
                 await self._chat.perform(lambda: dialogue.undelete(conversation_id))
 
         self._chat.screen.app.push_screen(DeletedScreen(store, keep_seconds=UNDO_SECONDS), bring_back)
+        return ()
+
+    def do_branches(self) -> Changes:
+        """List the branches of the conversation, to show one."""
+        branches = self._chat.services.store.branches(self._open_id())
+        if len(branches) < 2:
+            select, edit = key_now(self._chat.screen, "turns"), key_now(self._chat.screen, "turn_edit").lower()
+            return (f"this conversation has one branch; {select}, then {edit} at a turn begins another",)
+
+        async def show(leaf_id: int | None) -> None:
+            if leaf_id is not None:
+                await self._chat.perform(lambda: self._chat.dialogue.show_branch(leaf_id))
+
+        self._chat.screen.app.push_screen(BranchesScreen(branches), show)
         return ()
 
     def do_system(self, text: str | None = None) -> Changes:
@@ -325,7 +350,12 @@ class Actions:
 
     def do_help(self, command: str = "") -> None:
         known = known_command(command.removeprefix("/")) if command else None
-        bindings = [*PromptArea.BINDINGS, *self._chat.screen.BINDINGS, *self._chat.screen.app.BINDINGS]
+        bindings = [
+            *PromptArea.BINDINGS,
+            *TurnKeys.BINDINGS,
+            *self._chat.screen.BINDINGS,
+            *self._chat.screen.app.BINDINGS,
+        ]
         self._chat.screen.app.push_screen(HelpScreen(bindings, command=known))
 
     def do_stats(self) -> None:

@@ -15,7 +15,6 @@ from tui.attachments import joined_messages
 from tui.chat.answering import AnswerWriter
 from tui.chat.changes import (
     TROUBLES,
-    Change,
     Changes,
     ConversationLeft,
     EditBegun,
@@ -50,6 +49,7 @@ from tui.chat.engine.state import (
 )
 from tui.chat.store.branches import Place
 from tui.chat.store.records import (
+    EDITED,
     EndState,
     StoredMessage,
     chat_turns,
@@ -243,11 +243,16 @@ class Dialogue:
         return (*self.return_waiting(), TurnsChanged(message_id))
 
     def ask(self, text: str) -> Changes:
-        """Send a prompt; after `edit`, as another version of what is edited."""
-        if (trouble := self._missing_model()) is not None:
+        """Send a prompt; after `edit`, as another version of what is edited, which asks nothing if it is an answer."""
+        try:
+            edited = None if self.editing_id is None else self.message(self.editing_id)
+        except OverstoryError as error:
+            return (PromptReturned(text), Trouble("store", str(error)))
+        is_asked = edited is None or edited.role == "user"
+        if is_asked and (trouble := self._missing_model()) is not None:
             return (PromptReturned(text), trouble)
         prompt, self.editing_id = Waiting(text, self.editing_id), None
-        if self.is_answering or self.state.phase == "loading":
+        if is_asked and (self.is_answering or self.state.phase == "loading"):
             self.waiting += (prompt,)
             return ()
         return self._ask_or_return(prompt)
@@ -287,25 +292,25 @@ class Dialogue:
         return self.edit(prompts[-1].id)
 
     def edit(self, message_id: int) -> Changes:
-        """Give back a message that is shown: a prompt to be changed and sent again, an answer to be written on from.
+        """Give back a message that is shown: a prompt to be changed and sent again, an answer to be put otherwise.
 
         What is written of an answer to it is ended.
         """
         messages = self.messages()
-        index = next((index for index, each in enumerate(messages) if each.id == message_id), None)
-        if index is None:
-            raise BadInputError("that message is not shown any more; choose one that is")
+        index = _index_of(message_id, messages)
         if self.is_answering and self._writer.message.id in (each.id for each in messages[index : index + 2]):
             self._interrupt(None)
-        goes_on = "sends it" if messages[index].role == "user" else "lets the model write on from it"
-        word = f"{self._key('send')} {goes_on}, as another version; {self._key('back')} leaves it as it was"
+        use = "sends" if messages[index].role == "user" else "keeps"
+        word = f"{self._key('send')} {use} it, as another version; {self._key('back')} leaves it as it was"
         if self.editing_id == message_id:
             return (word,)
         self.editing_id = message_id
         return (EditBegun(messages[index].content), word)
 
     def regenerate(self, message_id: int = 0) -> Changes:
-        """Write another version of an answer, the last one unless another is named, with the next seed."""
+        """Write another version of an answer, with the next seed: the one named, or that follows it; else the last."""
+        if message_id:
+            _index_of(message_id, self.messages())
         if self.is_answering and self.state.phase != "loading":
             self._interrupt(lambda: self.regenerate(message_id))
             return ()
@@ -389,20 +394,24 @@ class Dialogue:
         edited = self.message(asked.edited_id)
         if self.conversation_id is None:
             self.conversation_id = self.store.create_conversation(system_prompt=self.system_prompt()).id
+        if edited is not None and edited.role == "assistant":
+            return self._put_otherwise(edited, asked.text)
         if edited is not None:
             self._branch_off(edited.id)
-            if edited.role == "assistant":
-                return self._write_on(edited, asked.text)
         prompt = self.store.append_prompt(self.conversation_id, asked.text)
         added = (prompt, *self._guarded(self._begin))
         return (TurnsChanged(),) if len(self.store.versions_of(prompt.id)) > 1 else added
 
-    def _write_on(self, edited: StoredMessage, text: str) -> Changes:
-        """Let the model go on from a text that is another version of an answer."""
+    def _put_otherwise(self, edited: StoredMessage, text: str) -> Changes:
+        """Keep a text of a person's as another version of an answer."""
+        if text == edited.content:
+            return ("the answer stays as it was",)
+        self._branch_off(edited.id)
         answer = self.store.begin_answer(edited.conversation_id, model=edited.model)
         self.store.append_text(answer.id, text)
-        self._send_answer(self.store.message(answer.id), self._turns(), is_continued=True)
-        return (TurnsChanged(),)
+        self.store.finish_answer(answer.id, statistics={"finish_reason": EDITED})
+        word = f"kept as another version; {self._key('continue')} lets the model write on from it"
+        return (*self.return_waiting(), TurnsChanged(answer.id), word)
 
     def _change_last(self, change: Callable[[list[StoredMessage]], Changes]) -> Changes:
         """Let `change` make something else of the last answer, if there is one and the engine is free."""
@@ -418,10 +427,12 @@ class Dialogue:
         return change(messages)
 
     def _regenerate(self, messages: list[StoredMessage], message_id: int = 0) -> Changes:
-        last = next((each for each in messages if each.id == message_id), messages[-1])
-        if last.role == "user":
+        index = _index_of(message_id, messages) if message_id else len(messages) - 1
+        if messages[index].role == "user" and index + 1 < len(messages):
+            index += 1
+        if messages[index].role == "user":
             return self._begin()
-        self._branch_off(last.id)
+        self._branch_off(messages[index].id)
         self._begin()
         return (TurnsChanged(),)
 
@@ -532,9 +543,16 @@ class Dialogue:
             return Trouble("no model", self.state.sentence or "no model is open; choose one first")
         return None
 
-    def _guarded(self, act: Callable[[], Changes], *on_failure: Change) -> Changes:
+    def _guarded(self, act: Callable[[], Changes]) -> Changes:
         """Return what `act` changes; a store that cannot be written is trouble, not an end."""
         try:
             return act()
         except OverstoryError as error:
-            return (*on_failure, Trouble("store", str(error)))
+            return (Trouble("store", str(error)),)
+
+
+def _index_of(message_id: int, messages: list[StoredMessage]) -> int:
+    index = next((index for index, each in enumerate(messages) if each.id == message_id), None)
+    if index is None:
+        raise BadInputError("that message is not shown any more; choose one that is")
+    return index

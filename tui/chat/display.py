@@ -49,6 +49,7 @@ from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.turn_keys import TurnKeys
 from tui.chat.widgets.welcome import Greeting
 from tui.terminal_text import one_line
 
@@ -139,6 +140,7 @@ class ChatDisplay:
             key=lambda name: key_now(screen, name),
         )
         self.view = ConversationView(id="conversation")
+        self.turn_keys = TurnKeys(self.view, id="turn-keys")
         self.prompt = PromptArea(id="prompt")
         self.drafts = DraftKeeper(services.store, self.dialogue, self.prompt)
         self.completions = self.prompt.completions
@@ -340,5 +342,7 @@ class ChatDisplay:
         else:
             self.prompt.set_history([message.content for message in messages if message.role == "user"])
         await self.view.show(messages, versions=self.dialogue.versions())
+        if self.turn_keys.has_focus and not self.view.selected_id:
+            self.prompt.focus()
         if message_id and message_id != messages[-1].id:
             await self.view.show_turn(message_id)

@@ -102,7 +102,7 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="body"):
             yield chat.side
             with Vertical(id="talk"):
-                yield from (chat.view, chat.legend, chat.notice, chat.queued, chat.prompt.attached)
+                yield from (chat.view, chat.turn_keys, chat.legend, chat.notice, chat.queued, chat.prompt.attached)
                 yield from (chat.completions, chat.prompt)
             yield chat.panel
         yield chat.status
@@ -153,7 +153,8 @@ class ChatScreen(Screen[None]):
 
     def on_key(self, event: events.Key) -> None:
         """Come back to the prompt with Esc, wherever the focus is, once there is nothing to stop."""
-        is_taken = self.chat.side.has_focus_within or self.chat.notice.has_focus_within
+        places = (self.chat.side, self.chat.notice, self.chat.turn_keys)
+        is_taken = any(each.has_focus_within for each in places)
         if event.key in keys_now(self, "back") and not is_taken and not self.chat.is_something_to_stop:
             event.stop()
             self.chat.side.display = False
@@ -278,6 +279,13 @@ class ChatScreen(Screen[None]):
     async def action_show_version(self, message_id: int, step: int) -> None:
         """Show the version of a turn after the one that is shown, or with -1 the one before."""
         await self.chat.perform(lambda: self.chat.dialogue.show_version(message_id, step=step))
+
+    async def action_turn(self, what: str) -> None:
+        """Do what a key asks for that is for the selected turn."""
+        with self.chat.telling():
+            done = getattr(self.actions.turns, f"do_{what}")()
+            if inspect.isawaitable(done):
+                await done
 
     async def action_edit_turn(self, message_id: int) -> None:
         """Let a turn be changed in the prompt."""

@@ -6,7 +6,8 @@ from profiles.errors import BadInputError
 from runtime.events import TextDelta
 from tests.support.chat_fakes import FINISHED
 from tests.support.dialogues import answered, contents, exchange, kinds, take
-from tui.chat.changes import EditBegun, PromptReturned, TurnsChanged
+from tui.chat.changes import EditBegun, PromptReturned, Trouble, TurnsChanged
+from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import StopAnswer
 
 
@@ -30,11 +31,18 @@ def test_any_prompt_can_be_changed_which_begins_a_branch(dialogue, engine):
     assert contents(dialogue) == ["One?", "1", "Too?", "2!"]  # as it was left
 
 
-def test_an_answer_can_be_changed_and_the_model_writes_on_from_it(dialogue, engine):
+def test_an_answer_that_is_put_otherwise_is_another_version_from_which_the_model_can_write_on(dialogue, engine):
     _, answer_id, *_ = exchange(dialogue, "Tell.", "Once upon a time", "More.", "No.")
+    num_requests = len(engine.requests)
     changes = dialogue.edit(answer_id)
-    assert changes == (EditBegun("Once upon a time"), changes[1]) and "lets the model write on" in changes[1]
-    assert dialogue.ask("Once upon a fox") == (TurnsChanged(),)
+    assert changes == (EditBegun("Once upon a time"), "Enter keeps it, as another version; Esc leaves it as it was")
+    *changes, word = dialogue.ask("Once upon a fox")
+    assert changes == [TurnsChanged(dialogue.messages()[-1].id)] and "Ctrl+G lets the model write on" in word
+    assert len(engine.requests) == num_requests and not dialogue.is_answering
+    kept = dialogue.messages()[-1]
+    assert (kept.content, kept.state, kept.model) == ("Once upon a fox", "complete", "tiny")
+    assert contents(dialogue) == ["Tell.", "Once upon a fox"]
+    dialogue.continue_answer()
     request = engine.requests[-1]
     assert request.prompt.is_continued
     assert [each.content for each in request.prompt.messages] == ["Tell.", "Once upon a fox"]
@@ -44,12 +52,61 @@ def test_an_answer_can_be_changed_and_the_model_writes_on_from_it(dialogue, engi
     assert contents(dialogue) == ["Tell.", "Once upon a time", "More.", "No."]
 
 
-def test_any_answer_can_be_written_anew(dialogue, engine):
+def test_an_answer_can_be_put_otherwise_while_no_model_is_open_or_another_answer_is_written(dialogue, engine):
     _, answer_id, *_ = exchange(dialogue, "One?", "1", "Two?", "2")
-    assert kinds(dialogue.regenerate(answer_id)) == [TurnsChanged]
-    assert engine.requests[-1].prompt.params.seed == 6
-    answered(dialogue, "uno")
-    assert contents(dialogue) == ["One?", "uno"]
+    dialogue.ask("Three?")
+    dialogue.ask("Four?")
+    dialogue.edit(answer_id)
+    assert dialogue.ask("uno")[0] == PromptReturned("Four?")
+    assert contents(dialogue) == ["One?", "uno"] and dialogue.is_answering
+    answered(dialogue, "3")
+    dialogue.take(EngineDied("the engine was killed"))
+    dialogue.edit(answer_id := dialogue.messages()[-1].id)
+    assert dialogue.ask("une")[:1] == (TurnsChanged(dialogue.messages()[-1].id),)
+    assert contents(dialogue) == ["One?", "une"]
+    assert dialogue.versions()[dialogue.messages()[-1].id][-2] == answer_id
+
+
+def test_an_answer_that_is_left_as_it_is_gets_no_version(dialogue):
+    _, answer_id = exchange(dialogue, "One?", "1")
+    dialogue.edit(answer_id)
+    assert dialogue.ask("1") == ("the answer stays as it was",)
+    assert dialogue.editing_id is None and dialogue.versions() == {}
+
+
+def test_a_change_that_cannot_be_kept_comes_back(dialogue, store):
+    _, answer_id = exchange(dialogue, "One?", "1")
+    dialogue.edit(answer_id)
+    store.delete_conversation(dialogue.conversation_id)
+    returned, trouble = dialogue.ask("uno")
+    assert (returned, trouble.kind, dialogue.editing_id) == (PromptReturned("uno"), "store", answer_id)
+
+
+def test_a_change_comes_back_from_a_store_that_fails(dialogue, store):
+    _, answer_id = exchange(dialogue, "One?", "1")
+    dialogue.edit(answer_id)
+    store.close()
+    assert kinds(dialogue.ask("uno")) == [PromptReturned, Trouble]
+    assert dialogue.editing_id == answer_id
+
+
+def test_any_answer_can_be_written_anew_also_by_its_prompt(dialogue, engine):
+    first, answer_id, *_ = exchange(dialogue, "One?", "1", "Two?", "2")
+    for message_id in (answer_id, first):
+        assert kinds(dialogue.regenerate(message_id)) == [TurnsChanged]
+        answered(dialogue, "uno")
+        assert contents(dialogue) == ["One?", "uno"]
+    assert engine.requests[-1].prompt.params.seed == 7
+    with pytest.raises(BadInputError, match="not shown any more"):
+        dialogue.regenerate(answer_id)
+
+
+def test_no_answer_is_interrupted_for_one_that_is_not_shown(dialogue, engine):
+    exchange(dialogue, "One?", "1")
+    dialogue.ask("Two?")
+    with pytest.raises(BadInputError, match="not shown any more"):
+        dialogue.regenerate(99)
+    assert not isinstance(engine.requests[-1], StopAnswer)
 
 
 def test_a_message_that_is_not_shown_is_not_changed(dialogue, store):

@@ -41,13 +41,18 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         **{"model_before": "up", "model_after": "down", "model_load": "enter", "model_forget": "delete"},
         "cancel": "escape",
     },
+    "branches": {"cancel": "escape"},
+    "turn": {
+        **{"turn_before": "up,alt+up", "turn_after": "down,alt+down", "turn_edit": "e,enter", "turn_again": "r"},
+        **{"turn_copy": "c", "version_before": "left", "version_after": "right", "turn_close": "escape"},
+    },
     "deleted": {"deleted_remove": "delete", "deleted_close": "escape"},
 }
 """Every binding by its name with its keys, by where they are pressed; a name has the same keys in all places."""
 DEFAULT_KEYS: Mapping[str, str] = {name: keys for place in PLACES.values() for name, keys in place.items()}
 NEEDED = ("send", "quit")
 """What must have a key."""
-_UNTYPED = {"list", "attached", "thinking", "notice", "value", "help", "deleted"}
+_UNTYPED = {"list", "attached", "thinking", "notice", "value", "help", "deleted", "turn"}
 """Places where nothing is typed, so that a letter may be a key."""
 _MODIFIERS = {"alt", "ctrl", "hyper", "meta", "shift", "super"}
 _SPELLINGS = {

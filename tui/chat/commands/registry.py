@@ -45,6 +45,13 @@ COMMANDS = (
         "/edit", "Edit last prompt", "Take the last prompt back into the editor, to change and send it again.", "ctrl+o"
     ),
     Command("/continue", "Continue answer", "Let the last answer go on where it ended.", "ctrl+g"),
+    Command(
+        "/turns",
+        "Select a turn",
+        "Select a turn by keys: edit it, ask again, see its versions, or copy it.",
+        "alt+up",
+    ),
+    Command("/branches", "Branches", "List the branches of this conversation, and show another one."),
     Command("/stop", "Stop answer", "Stop the answer after the layer that computes now; what came is kept."),
     Command("/copy", "Copy answer", "Copy the last answer to the clipboard.", "f8"),
     Command(
@@ -119,11 +126,11 @@ COMMANDS = (
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Answers": (
-        *("stop", "regenerate", "edit", "continue", "attach", "attached", "editor", "think", "thoughts"),
+        *("stop", "regenerate", "edit", "turns", "continue", "attach", "attached", "editor", "think", "thoughts"),
         *("copy", "code", "wrap", "guesses"),
     ),
     "Conversations": (
-        *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "deleted"),
+        *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "branches", "deleted"),
         *("export", "import", "system", "trim", "untrim"),
     ),
     "Model": ("model", "set", "tree", "stats", "restart"),

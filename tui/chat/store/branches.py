@@ -38,6 +38,8 @@ class Branch:
     """The message with which it parts from its neighbour, the last such one."""
     follows: str
     """The message before that, where they part; empty where they part at the beginning."""
+    parting_number: int
+    """Which of the branch's messages that is, from 1."""
     updated_at: float
     """When its last message was begun."""
     is_shown: bool

@@ -17,6 +17,9 @@ EndState = Literal["complete", "stopped", "failed"]
 MessageState = Literal["complete", "stopped", "failed", "streaming"]
 """`streaming` while text still arrives."""
 
+EDITED = "edited"
+"""Stands for the reason why an answer ended that a person has put otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:

@@ -70,6 +70,7 @@ def select_branch(connection: sqlite3.Connection, tree: MessageTree, leaf_id: in
         role=parting.role,
         words=parting.content[:MAX_BRANCH_WORDS],
         follows=parent.content[:MAX_BRANCH_WORDS] if parent is not None else "",
+        parting_number=len(tree.path(parting.id)),
         updated_at=select_message(connection, leaf_id).created_at,
         is_shown=is_shown,
     )

@@ -19,7 +19,7 @@ from textual.widgets import Static
 from tui.attachments import split_attachments
 from tui.chat.commands.keymap import key_now
 from tui.chat.store.guesses import Guesses, guesses_of
-from tui.chat.store.records import StoredMessage, Thinking
+from tui.chat.store.records import EDITED, StoredMessage, Thinking
 from tui.chat.widgets.attachments import FoldedText
 from tui.chat.widgets.guesses import GuessedAnswer, guessed_share
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
@@ -57,6 +57,16 @@ class PromptTurn(Vertical):
         yield self.head
         yield from map(FoldedText, attachments)
         yield Static(shown_text(text), markup=False, classes="prompt-text")
+
+    @property
+    def shown_text(self) -> str:
+        """What a reader sees of the prompt and of what is attached; safe to paste into a terminal."""
+        return shown_text(self.message.content)
+
+    def select(self, is_selected: bool) -> None:
+        """Show whether keys are for this turn."""
+        self.set_class(is_selected, "-selected")
+        self.head.is_selected = is_selected
 
 
 class AnswerTurn(Vertical):
@@ -100,6 +110,11 @@ class AnswerTurn(Vertical):
     def shown_text(self) -> str:
         """What a reader sees of the answer, as Markdown; safe to paste into a terminal."""
         return self._markdown.source
+
+    def select(self, is_selected: bool) -> None:
+        """Show whether keys are for this turn."""
+        self.set_class(is_selected, "-selected")
+        self.head.is_selected = is_selected
 
     def write(self, text: str) -> None:
         """Append to what is shown."""
@@ -213,6 +228,8 @@ def _how_it_failed(message: StoredMessage, *, is_told: bool) -> str:
 
 def _how_it_ended(message: StoredMessage, go_on: str) -> str:
     reason, num_tokens = message.statistics.get("finish_reason"), message.statistics.get("num_new_tokens", 0)
+    if reason == EDITED:
+        return "edited"
     if reason == "length" and message.thinking is not None and not message.content:
         return f"cut while thinking, at {counted(num_tokens, 'token')}; /think {num_tokens // 2}, then /regenerate"
     if reason == "length":
@@ -258,6 +275,8 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._versions: Mapping[int, Sequence[int]] = {}
         self._wraps_code = self._opens_thinking = self._shows_guesses = False
         self._rests_until = 0.0  # drawing, by perf_counter
+        self.selected_id = 0
+        """The turn that keys are for; 0 for none."""
 
     def on_mount(self) -> None:
         self._drawing = self.set_interval(1 / FRAMES_PER_SECOND, self._draw, pause=True)
@@ -269,6 +288,8 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._growing, self._copied, self._wanted = None, None, None
         self._smoother = TextSmoother(self._smoother.expected_seconds)
         self._versions = versions
+        if self.selected_id not in {message.id for message in messages}:
+            self.selected_id = 0
         num_earlier = len(messages) - num_fitting(messages)
         self._messages = list(messages[:num_earlier])
         shown = messages[num_earlier:]
@@ -284,6 +305,8 @@ class ConversationView(VerticalScroll, can_focus=False):
         self.anchor(bool(messages))
         if not messages:
             self.scroll_y = self.scroll_target_y = 0  # an anchored view may stand above its first line
+        if self.selected_id:
+            await self.select(self.selected_id)
 
     def greet(self, greeting: Greeting) -> None:
         """Say this while nothing else is said."""
@@ -386,16 +409,19 @@ class ConversationView(VerticalScroll, can_focus=False):
         """Draw some of the turns before those that are drawn; what is read stays where it is."""
         if not self._messages:
             return
+        line_on_top = next(iter(self.query(".turn")), None)
+        await self._mount_earlier()
+        if line_on_top is not None:
+            self.call_after_refresh(self.scroll_to_widget, line_on_top, animate=False, top=True)
+
+    async def _mount_earlier(self) -> None:
         start = len(self._messages) - num_fitting(self._messages)
         self._messages, shown = self._messages[:start], self._messages[start:]
-        line_on_top = next(iter(self.query(".turn")), None)
         with self.app.batch_update():
             await self.query(_EarlierTurns).remove()
             await self.mount_all(map(self._turn, shown), before=0)
             if self._messages:
                 await self.mount(_EarlierTurns(len(self._messages)), before=0)
-        if line_on_top is not None:
-            self.call_after_refresh(self.scroll_to_widget, line_on_top, animate=False, top=True)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
@@ -413,10 +439,13 @@ class ConversationView(VerticalScroll, can_focus=False):
         """Go to one turn, which may not be drawn yet; nowhere if it is not there."""
         if message_id in {message.id for message in self._messages}:
             await self.show_start()
-        turns = (turn for turn in self.query(".turn") if isinstance(turn, PromptTurn | AnswerTurn))
-        self._wanted = next((turn for turn in turns if turn.message.id == message_id), None)
-        if self._wanted is not None:
+        if self._turn_of(message_id) is not None:
             self.anchor(False)
+            self._want(message_id)
+
+    def _want(self, message_id: int) -> None:
+        self._wanted = self._turn_of(message_id)
+        if self._wanted is not None:
             self.call_after_refresh(self._show_wanted)
             self.set_timer(SETTLE_SECONDS, self._forget_wanted)
 
@@ -427,10 +456,46 @@ class ConversationView(VerticalScroll, can_focus=False):
 
     def _show_wanted(self) -> None:
         if self._wanted is not None:
-            self.scroll_to_widget(self._wanted, top=True, animate=False, force=True)
+            is_selected = self._wanted.message.id == self.selected_id
+            fits = self._wanted.outer_size.height <= self.size.height
+            self.scroll_to_widget(self._wanted, top=not (is_selected and fits), animate=False, force=True)
 
     def _forget_wanted(self) -> None:
         self._wanted = None
+
+    async def select(self, message_id: int) -> None:
+        """Let keys be for one turn, which is marked and comes into sight; it may not be drawn yet."""
+        while message_id in {message.id for message in self._messages}:
+            await self._mount_earlier()
+        self.selected_id = message_id
+        for turn in self._turns():
+            turn.select(turn.message.id == message_id)
+        self.anchor(False)
+        self._want(message_id)
+
+    def deselect(self) -> None:
+        """Let keys be for no turn; where the end is in sight, it is followed again."""
+        if self.scroll_offset.y >= self.max_scroll_y:
+            self.anchor()
+        self.selected_id, self._wanted = 0, None
+        for turn in self._turns():
+            turn.select(False)
+
+    def lowest_id_in_sight(self) -> int:
+        """Return the lowest turn of which something is in sight; 0 if none is there."""
+        seen = [turn.message.id for turn in self._turns() if turn.region.y < self.content_region.bottom]
+        return seen[-1] if seen else 0
+
+    def text_of(self, message_id: int) -> str:
+        """Return what a reader sees of a turn, an answer as Markdown; empty if it is not drawn."""
+        turn = self._turn_of(message_id)
+        return "" if turn is None else turn.shown_text
+
+    def _turn_of(self, message_id: int) -> PromptTurn | AnswerTurn | None:
+        return next((turn for turn in self._turns() if turn.message.id == message_id), None)
+
+    def _turns(self) -> Iterator[PromptTurn | AnswerTurn]:
+        return (turn for turn in self.query(".turn") if isinstance(turn, PromptTurn | AnswerTurn))
 
     def show_end(self) -> None:
         """Go to the last turn, and follow it."""

@@ -21,7 +21,9 @@ class TurnHead(Widget):
 
     DEFAULT_CLASSES = "turn-name"
     is_offered = reactive(False)
-    """Whether it says that the turn can be changed: where the mouse is, or the keys."""
+    """Whether it says that the turn can be changed: where the mouse is."""
+    is_selected = reactive(False)
+    """Whether the keys are for this turn."""
 
     def __init__(self, message: StoredMessage, versions: Sequence[int] = ()) -> None:
         """`versions` are the ids of the messages that take turns with this one, itself included."""
@@ -32,6 +34,7 @@ class TurnHead(Widget):
     def render(self) -> Content:
         is_prompt = self._message.role == "user"
         name = "you" if is_prompt else one_line(self._message.model) or "model"
+        name = f"▸ {name}" if self.is_selected else name
         parts = [(text, action) for text, action in self._parts() if text]
         room = self.size.width - sum(len(text) for text, _ in parts)
         shown = Content(name).truncate(max(1, room), ellipsis=True)
@@ -42,6 +45,9 @@ class TurnHead(Widget):
             column += len(text)
         self._actions = tuple(actions)
         return shown
+
+    def watch_mouse_hover(self, value: bool) -> None:
+        self.is_offered = value
 
     def _parts(self) -> list[tuple[str, str]]:
         """Return the texts behind the name, each with what a click on it does."""

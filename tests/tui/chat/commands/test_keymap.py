@@ -9,6 +9,7 @@ from tui.chat.commands.registry import COMMANDS
 from tui.chat.screen import ChatScreen
 from tui.chat.settings.screen import SettingsScreen
 from tui.chat.widgets.attachments import AttachmentList
+from tui.chat.widgets.branches import BranchesScreen
 from tui.chat.widgets.choice import ChoiceField
 from tui.chat.widgets.deleted import DeletedScreen
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
@@ -17,6 +18,7 @@ from tui.chat.widgets.notice import NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.chat.widgets.thinking import ThinkingFold
+from tui.chat.widgets.turn_keys import TurnKeys
 
 OWNERS = (
     *(
@@ -30,7 +32,7 @@ OWNERS = (
         ChoiceField,
         LineDialog,
     ),
-    *(LineDialog, TextDialog, HelpScreen, ModelPicker, DeletedScreen, ThinkingFold),
+    *(LineDialog, TextDialog, HelpScreen, ModelPicker, DeletedScreen, ThinkingFold, TurnKeys, BranchesScreen),
 )
 
 

@@ -189,6 +189,7 @@ def test_branches_are_told_apart_by_where_they_part(store):
         (named["so"], "assistant", "red", "fox?"),
     ]
     assert [each.num_messages for each in store.branches(conversation.id)] == [1, 2, 4]
+    assert [each.parting_number for each in store.branches(conversation.id)] == [1, 2, 2]
     assert [each.is_shown for each in store.branches(conversation.id)] == [True, False, False]
     assert store.branches(store.create_conversation().id) == []
 

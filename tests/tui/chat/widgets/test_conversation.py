@@ -5,6 +5,7 @@ A turn shows who said what; an answer grows, and in the end shows exactly what w
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from textual.app import App
@@ -392,3 +393,34 @@ def test_a_caption_has_one_row_and_a_failure_as_many_as_it_needs():
 
 def test_an_answer_that_streams_has_no_caption():
     assert turn_caption(answer("text", state="streaming")) == ""
+
+
+def test_a_turn_that_is_not_drawn_yet_can_be_selected():
+    async def story(app, view, pilot):
+        said = [replace(each, id=number) for number, each in enumerate(turns(NUM_SHOWN_TURNS + 30), 1)]
+        await view.show(said)
+        await view.select(2)
+        await until(pilot, lambda: "▸" in screen_text(app), "coming into sight")
+        assert [turn.message.id for turn in view.query(".-selected")] == [2] and view.lowest_id_in_sight() < 12
+        await view.select(70)
+        await until(pilot, lambda: view.lowest_id_in_sight() == 70)
+        assert [turn.message.id for turn in view.query(".-selected")] == [70] and "▸" in screen_text(app)
+        view.deselect()
+        assert view.selected_id == 0 and not view.query(".-selected")
+        assert view.text_of(70) == said[-1].content and view.text_of(99) == ""
+
+    watch(story)
+
+
+def test_the_selection_outlives_another_drawing_but_not_its_turn():
+    async def story(app, view, pilot):
+        first, second = message(id=1), message("assistant", id=2)
+        await view.show([first, second])
+        await view.select(1)
+        await view.show([first, replace(second, id=3)])
+        await pilot.pause()
+        assert [turn.message.id for turn in view.query(".-selected")] == [1]
+        await view.show([second])
+        assert view.selected_id == 0 and not view.query(".-selected")
+
+    watch(story)

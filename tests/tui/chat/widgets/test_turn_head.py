@@ -73,3 +73,23 @@ def test_a_long_name_leaves_room_for_the_version():
     line, wanted = shown(head, "‹", size=(30, 3))
     assert line.endswith("…  ‹ 2/2 ›") and len(line) <= 30
     assert wanted == ["screen.show_version(5, -1)"]
+
+
+def test_a_selected_turn_is_marked():
+    head = TurnHead(message())
+    head.is_selected = True
+    assert shown(head)[0] == "▸ you"
+
+
+def test_the_mouse_offers_to_change_a_turn():
+    async def run():
+        app = Window(head := TurnHead(message(id=5)))
+        async with app.run_test(size=(40, 3)) as pilot:
+            await pilot.hover(TurnHead)
+            await pilot.pause()
+            assert head.is_offered
+            await pilot.hover(offset=(0, 2))
+            await pilot.pause()
+            assert not head.is_offered
+
+    asyncio.run(run())
