@@ -10,7 +10,7 @@ and on the shape, so that it is not used there.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def _find_multiply() -> _Multiply | None:
 
 def _may_have_instructions() -> bool:
     """Return whether the processor multiplies bfloat16; True where this torch cannot tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return not capabilities or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

@@ -79,6 +79,11 @@ class Session:
         return self._tokenizer.has_chat_template
 
     @property
+    def knows_tools(self) -> bool:
+        """Whether requests may hold tools."""
+        return self._tokenizer.knows_tools
+
+    @property
     def can_think(self) -> bool:
         """Whether marks of thinking are known of the model."""
         return self._tokenizer.thinking_marks is not None

@@ -263,6 +263,11 @@ class Tokenizer:
         return self._loaded.has_chat_template
 
     @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template takes tools."""
+        return self._loaded.knows_tools
+
+    @property
     def thinking_marks(self) -> m.ThinkingMarks | None:
         """The tokens around the model's thinking; None where none are known."""
         return self._loaded.thinking

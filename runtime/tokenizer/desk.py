@@ -12,6 +12,7 @@ from runtime.errors import OptionError
 from runtime.tokenizer import messages as m
 from runtime.tokenizer.answer_forms import answer_form
 from runtime.tokenizer.answer_text import AnswerText
+from runtime.tokenizer.chat_template import chat_template
 from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
 from runtime.tokenizer.json_schema import compile_schema
 from runtime.tokenizer.limits import FileGuard
@@ -78,6 +79,7 @@ class Desk:
             len(tokenizer),
             thinking=thinking_marks(tokenizer),
             marks=answer_form(tokenizer).begins,
+            knows_tools=bool(tokenizer.chat_template) and chat_template(tokenizer, has_tools=True).knows_tools,
         )
 
     def _encode(self, task: m.Encode) -> m.Reply:

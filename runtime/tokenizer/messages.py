@@ -150,6 +150,8 @@ class Loaded(_Message, frozen=True):
     """None where no marks of thinking are known."""
     marks: list[str] = []
     """Beginnings of the marks that its answers may have: see `AnswerForm`."""
+    knows_tools: bool = False
+    """Whether the chat template takes tools."""
 
 
 class Encoded(_Message, frozen=True):

@@ -102,6 +102,7 @@ def loading_of(
             generate_all=one_by_one(generate),
             generation=generation or GenerationConfig(),
             can_think=True,
+            knows_tools=False,
         )
         return SimpleNamespace(session=session, placement=PLACEMENT, plan=plan, notes=(), load_progress=None)
 

@@ -78,13 +78,10 @@ class KeptConversation:
         """Return what a model is shown: what was said before, and the question; `system` None is what was told then."""
         told = "" if self.conversation is None else self.conversation.system_prompt
         turns = chat_turns(told if system is None else system, readable(self.earlier))
-        if turns and turns[-1]["role"] == "user":  # whose answer never came: many templates want one turn of two
-            question = f"{turns[-1]['content']}\n\n{question}"
+        if turns and turns[-1].role == "user":  # whose answer never came: many templates want one turn of two
+            question = f"{turns[-1].content}\n\n{question}"
             turns = turns[:-1]
-        said = tuple(
-            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
-        )
-        return (*said, Message("user", question))
+        return (*turns, Message("user", question))
 
     def begin(self, question: str, *, system: str | None, model: str) -> None:
         """Keep the question, to which an answer is about to come."""

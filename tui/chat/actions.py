@@ -29,6 +29,7 @@ from tui.chat.widgets.deleted import DeletedScreen
 from tui.chat.widgets.dialogs import HelpScreen, LineDialog, TextDialog
 from tui.chat.widgets.notice import Choice
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.tools import ToolsScreen
 from tui.chat.widgets.turn_keys import TurnKeys
 from tui.terminal_text import one_line
 
@@ -92,6 +93,24 @@ class Actions:
     def do_editor(self) -> None:
         """Hand the terminal to an editor, while the app goes on."""
         self._chat.screen.run_worker(edit_prompt(self._chat), group="editor", exclusive=True)
+
+    def do_allow(self, how: str = "") -> Changes:
+        """Let the tool run that is called: once, or always in this conversation."""
+        if how not in ("", "once", "always"):
+            raise BadInputError(f"/allow takes once or always, not {how}; /refuse tells the model no")
+        return self._chat.dialogue.allow(is_always=how == "always")
+
+    def do_allow_always(self) -> Changes:
+        return self.do_allow("always")
+
+    def do_refuse(self, words: str = "") -> Changes:
+        return self._chat.dialogue.refuse(words)
+
+    def do_tools(self) -> None:
+        """Show the servers of tools and what they can do."""
+        services, dialogue = self._chat.services, self._chat.dialogue
+        screen = ToolsScreen(services.tools, keep=services.keep_server, model=lambda: dialogue.state.model)
+        self._chat.screen.app.push_screen(screen)
 
     def do_attached(self) -> None:
         if not self._chat.view.open_attachments():
@@ -263,6 +282,18 @@ class Actions:
             self._chat.services.settings.keep_model()
         await self._chat.notice.withdraw()
         self._chat.show_state()
+        await self._chat.show_call(is_again=True)
+        self._start_tools(loaded)
+
+    def _start_tools(self, loaded: Loaded) -> None:
+        """Start the servers for a model that knows tools; say so where it knows none."""
+        tools = self._chat.services.tools
+        if loaded.knows_tools and not self._chat.services.settings.is_raw:
+            tools.start()
+        elif any(each.settings.enabled for each in tools.states):
+            self._chat.say(
+                f"{one_line(loaded.target)} was not made for tools, so it is told of none; /tools lists them"
+            )
 
     async def do_larger_context(self) -> None:
         """Load the model with a context that has room for the conversation, and go on."""
@@ -320,7 +351,7 @@ class Actions:
         remembered = self._chat.services.settings
         if not name:
             themes = (AUTO, *sorted(self._chat.screen.app.available_themes))
-            problems = self._chat.services.keys.problems
+            problems = (*self._chat.services.keys.problems, *self._chat.services.tool_problems)
             form = SettingsScreen(
                 remembered.shown, themes=themes, now=remembered.described_elsewhere(), key_problems=problems
             )

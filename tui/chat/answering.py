@@ -5,13 +5,13 @@ It knows nothing of prompts that wait, of branches, or of which conversation is 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import count
 from typing import Any
 
 from profiles.errors import OverstoryError
 from runtime.config import SamplingParams
-from runtime.prompts.prompt_file import Message, PromptRequest
+from runtime.prompts.prompt_file import Message, PromptRequest, ToolCall
 from tui.chat.changes import Changes, TextCame, ThoughtCame, Trouble
 from tui.chat.engine.client import EngineClient
 from tui.chat.engine.messages import Answer, StopAnswer
@@ -40,6 +40,8 @@ class AnswerWriter:
         """As it was when the last answer began; it may belong to a conversation that is not open."""
         self.thinking: Thinking | None = None
         """What that answer has thought so far."""
+        self.call: ToolCall | None = None
+        """The tool that it calls, with which it ends."""
         self._store, self._engine = store, engine
         self._params, self._unchosen = params, unchosen
         self._clock = clock
@@ -50,27 +52,36 @@ class AnswerWriter:
         self._num_characters = 0
 
     def send(
-        self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool, is_text: bool
+        self,
+        message: StoredMessage,
+        turns: tuple[Message, ...],
+        *,
+        is_continued: bool,
+        is_text: bool,
+        tools: str | None = None,
     ) -> None:
-        """Ask for an answer to these turns, as `message`; where `is_text`, they are a text to be written on."""
+        """Ask for an answer to these turns, as `message`; where `is_text`, they are a text to be written on.
+
+        The answer ends with its first call of one of `tools`.
+        """
         params, request_id = self._params(), next(self._request_ids)
         params = replace(params, seed=params.seed + len(self._store.versions_of(message.id)) - 1)
-        messages = tuple(
-            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
-        )
         prompt = PromptRequest(
             id=str(request_id),
-            messages=messages,
+            messages=turns,
             params=params,
             unchosen=self._unchosen(),
             is_continued=is_continued,
+            tools=tools,
             wants_parts=True,
             wants_guesses=True,
+            has_one_call=tools is not None,
         )
         if is_text:
-            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
+            text = raw_text(turns)
+            prompt = PromptRequest(id=prompt.id, prompt=text, params=params, unchosen=prompt.unchosen)
         self.request, self.message = Answer(request_id, prompt), message
-        self.thinking, self._num_tokens = message.thinking, 0
+        self.thinking, self.call, self._num_tokens = message.thinking, None, 0
         known = guesses_of(message.statistics)
         is_known = known is not None and known.end == len(message.content)  # else it was written on without being told
         self._guesses = known if is_known else None
@@ -124,7 +135,8 @@ class AnswerWriter:
             return ()
         thought = {} if self.thinking is None else {"thinking": self.thinking.to_record()}
         guessed = {} if self._guesses is None else {"guesses": self._guesses.to_record()}
-        kept = {**statistics, "seed": request.prompt.params.seed, **thought, **guessed}
+        called = {} if self.call is None or state == "failed" else {"call": asdict(self.call)}
+        kept = {**statistics, "seed": request.prompt.params.seed, **thought, **guessed, **called}
         try:
             try:
                 return (self._store.finish_answer(self.message.id, state=state, statistics=kept),)

@@ -200,7 +200,7 @@ class ChatApp(App[int], inherit_bindings=False):
     async def _leave(self, exit_code: int) -> None:
         """End the engine and this process; the terminal was left in order, if there still was one."""
         self._save_drafts()
-        await self.services.engine.close()
+        await self._close_processes()
         self.services.store.close()
         os._exit(exit_code)
 
@@ -208,7 +208,7 @@ class ChatApp(App[int], inherit_bindings=False):
         self._save_drafts()
         if not exit_code and not await self._may_quit():
             return
-        await self.services.engine.close()
+        await self._close_processes()
         self.exit(exit_code, return_code=exit_code)
 
     async def _may_quit(self) -> bool:
@@ -223,4 +223,7 @@ class ChatApp(App[int], inherit_bindings=False):
     async def on_unmount(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        await self.services.engine.close()
+        await self._close_processes()
+
+    async def _close_processes(self) -> None:
+        await asyncio.gather(self.services.engine.close(), self.services.tools.close())

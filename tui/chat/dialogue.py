@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
-from runtime.events import Finished, ReasoningDelta, Round, TextDelta
+from runtime.events import Finished, ReasoningDelta, Round, TextDelta, ToolCallDelta
+from runtime.prompts.prompt_file import Message
 from tui.attachments import joined_messages
 from tui.chat.answering import AnswerWriter
 from tui.chat.changes import (
@@ -58,6 +59,9 @@ from tui.chat.store.records import (
     turn_ids,
 )
 from tui.chat.store.store import ConversationStore
+from tui.chat.tools.calling import ToolCalls, ToolHost
+from tui.chat.tools.results import ToolResult
+from tui.chat.tools.servers import CallEnded, ToolServers
 
 
 class Dialogue:
@@ -72,6 +76,7 @@ class Dialogue:
         unchosen: Callable[[], frozenset[str]] = frozenset,
         new_system_prompt: Callable[[], str] = str,
         is_raw: bool = False,
+        tools: ToolHost | None = None,
         key: Callable[[str], str] = usual_key,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,6 +92,7 @@ class Dialogue:
         """Prompts of the open conversation that are sent once the engine is free, in order."""
         self.editing_id: int | None = None
         """The message that what is written next takes the place of, as another version."""
+        self.tool_calls = ToolCalls(store, tools or ToolServers())
         self._engine = engine
         self._writer = AnswerWriter(store, engine, params=params, unchosen=unchosen, clock=clock)
         self._new_system_prompt = new_system_prompt
@@ -104,8 +110,12 @@ class Dialogue:
 
     @property
     def is_answering(self) -> bool:
-        """Whether an answer is being written, in this conversation or another."""
-        return self.answer is not None
+        """Whether an answer is being written or a tool that it calls runs, in this conversation or another."""
+        return self.answer is not None or self.tool_calls.running is not None
+
+    @property
+    def _written(self) -> StoredMessage:
+        return self.tool_calls.running or self._writer.message
 
     def messages(self) -> list[StoredMessage]:
         """Return what was said in the open conversation, oldest first."""
@@ -168,7 +178,7 @@ class Dialogue:
     def delete(self, conversation_id: int) -> Changes:
         """Delete a conversation, which `undo` brings back; an answer that is being written in it is stopped."""
         title = self.store.conversation(conversation_id).shown_title
-        is_answered = self.is_answering and self._writer.message.conversation_id == conversation_id
+        is_answered = self.is_answering and self._written.conversation_id == conversation_id
         stopped = self.stop() if is_answered else ()
         self.store.delete_conversation(conversation_id)
         opened = self.open(None) if conversation_id == self.conversation_id else ()
@@ -274,6 +284,7 @@ class Dialogue:
         """End the answer that is being written; what came is kept, and prompts that wait come back."""
         self._afterwards = None
         self._writer.stop()
+        self.tool_calls.stop()
         return self.return_waiting()
 
     def stop_load(self) -> Changes:
@@ -292,14 +303,13 @@ class Dialogue:
         return self.edit(prompts[-1].id)
 
     def edit(self, message_id: int) -> Changes:
-        """Give back a message that is shown: a prompt to be changed and sent again, an answer to be put otherwise.
-
-        What is written of an answer to it is ended.
-        """
+        """Give back a prompt or an answer that is shown, to be put otherwise; what is written of an answer is ended."""
         messages = self.messages()
         index = _index_of(message_id, messages)
-        if self.is_answering and self._writer.message.id in (each.id for each in messages[index : index + 2]):
+        if self.is_answering and self._written.id in (each.id for each in messages[index : index + 2]):
             self._interrupt(None)
+        if messages[index].role == "tool":
+            raise BadInputError("what a tool said cannot be changed; choose a prompt or an answer")
         use = "sends" if messages[index].role == "user" else "keeps"
         word = f"{self._key('send')} {use} it, as another version; {self._key('back')} leaves it as it was"
         if self.editing_id == message_id:
@@ -323,6 +333,19 @@ class Dialogue:
     def trim(self) -> Changes:
         """Leave the oldest turns out of what the model reads, and try again what failed for want of context."""
         return self._change_last(self._trim)
+
+    def allow(self, *, is_always: bool = False) -> Changes:
+        """Let the tool run that the last answer calls; with `is_always`, from now on in this conversation."""
+        return self._change_last(lambda messages: self.tool_calls.run(messages, is_always=is_always))
+
+    def refuse(self, words: str = "") -> Changes:
+        """Let the tool not run that the last answer calls, and tell the model, which goes on; perhaps with words."""
+        return self._change_last(lambda messages: self._keep_result(*self.tool_calls.refuse(messages, words)))
+
+    def take_result(self, ended: CallEnded) -> Changes:
+        """Save what a tool said, and let the model go on."""
+        answer = self.tool_calls.end(ended.answer_id)
+        return () if answer is None else self._guarded(lambda: self._keep_result(answer, ended.result))
 
     def read_all(self) -> Changes:
         """Let the model read turns again that were left out."""
@@ -352,6 +375,8 @@ class Dialogue:
         if isinstance(said, ReasoningDelta):
             self.state = with_thinking(self.state, is_thinking=True)
             return self._if_open(self._writer.think(said.text))
+        if isinstance(said, ToolCallDelta):
+            self._writer.call = said.call
         if isinstance(said, Round):
             self._writer.count_tokens(said.num_emitted)
         self.state = with_report(self.state, report)
@@ -376,6 +401,15 @@ class Dialogue:
                 return self._go_on()
         return ()
 
+    def _keep_result(self, answer: StoredMessage, result: ToolResult) -> Changes:
+        """Keep what came of a call, and let the model go on where that is shown and nobody stopped it."""
+        kept = self.tool_calls.keep(answer, result, shown=self.messages())
+        if self.state.phase == "loading":
+            return kept
+        if not isinstance(kept[0], StoredMessage) or result.outcome == "stopped" or self._afterwards is not None:
+            return (*kept, *self._go_on())
+        return (*kept, *self._guarded(lambda: self._change_last(lambda messages: self._begin())))
+
     def _if_open(self, changes: Changes) -> Changes:
         """Return what is to be shown of an answer; only troubles if its conversation is not open."""
         is_open = self._writer.message.conversation_id == self.conversation_id
@@ -384,6 +418,8 @@ class Dialogue:
     def _finished(self, finished: Finished) -> Changes:
         state: EndState = "complete" if finished.finish_reason in ("stop", "length") else "stopped"
         ended = self._writer.end(state, measured(finished))
+        if self._writer.call is not None and state == "complete" and self._afterwards is None:
+            return (*ended, *self._guarded(lambda: self.tool_calls.begin(self._writer.message.id, self.messages())))
         if finished.finish_reason != "context" or self._afterwards is not None:
             return (*ended, *self._go_on())
         words = "the context is full" if self.full is None else context_words(self.full)
@@ -428,9 +464,9 @@ class Dialogue:
 
     def _regenerate(self, messages: list[StoredMessage], message_id: int = 0) -> Changes:
         index = _index_of(message_id, messages) if message_id else len(messages) - 1
-        if messages[index].role == "user" and index + 1 < len(messages):
+        if messages[index].role != "assistant" and index + 1 < len(messages):
             index += 1
-        if messages[index].role == "user":
+        if messages[index].role != "assistant":
             return self._begin()
         self._branch_off(messages[index].id)
         self._begin()
@@ -452,7 +488,8 @@ class Dialogue:
 
     def _continue(self, messages: list[StoredMessage]) -> Changes:
         last = messages[-1]
-        if last.role == "user" or not last.content:
+        self.tool_calls.expect_none(messages)
+        if last.role != "assistant" or not last.content:
             return self._regenerate(messages)
         turns = self._turns()
         self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
@@ -489,17 +526,19 @@ class Dialogue:
             return self._continue(messages)
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
-    def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
+    def _send_answer(self, message: StoredMessage, turns: tuple[Message, ...], *, is_continued: bool) -> None:
         is_text = self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template)
-        self._writer.send(message, turns, is_continued=is_continued, is_text=is_text)
+        tools = None if is_text else self.tool_calls.offered(self.state.model)
+        self._writer.send(message, turns, is_continued=is_continued, is_text=is_text, tools=tools)
         self.full = None
         self.state = begin_answer(self.state)
 
-    def _turns(self) -> tuple[dict[str, str], ...]:
+    def _turns(self) -> tuple[Message, ...]:
         assert self.conversation_id is not None
         messages = readable([message for message in self.messages() if not message.is_left_out])
-        self._sent_ids = turn_ids(messages)
-        return chat_turns(self.system_prompt(), messages)
+        knows_tools = not self._is_raw and self.tool_calls.offered(self.state.model) is not None
+        self._sent_ids = turn_ids(messages, knows_tools=knows_tools)
+        return chat_turns(self.system_prompt(), messages, knows_tools=knows_tools)
 
     def _go_on(self) -> Changes:
         """Do what waits for the engine to be free: what an answer was interrupted for, then the next prompt."""
@@ -518,12 +557,13 @@ class Dialogue:
 
     def _interrupt(self, afterwards: Callable[[], Changes] | None) -> None:
         """End the answer to do something else with its conversation, which keeps what came of it."""
-        if self._writer.message.conversation_id != self.conversation_id:
-            title = self.store.conversation(self._writer.message.conversation_id).shown_title
+        if self._written.conversation_id != self.conversation_id:
+            title = self.store.conversation(self._written.conversation_id).shown_title
             raise self._busy(f" in {title}")
-        if self._writer.message.id not in {each.id for each in self.messages()}:
+        if self._written.id not in {each.id for each in self.messages()}:
             raise self._busy(" on another branch")
         self._writer.stop()
+        self.tool_calls.stop()
         self._afterwards = afterwards
 
     def _busy(self, where: str = "") -> BadInputError:
@@ -531,7 +571,8 @@ class Dialogue:
 
     def _ask_or_return(self, prompt: Waiting) -> Changes:
         try:
-            return self._ask(prompt)
+            is_refusal = prompt.edited_id is None and self.tool_calls.waiting(self.messages()) is not None
+            return self.refuse(prompt.text) if is_refusal else self._ask(prompt)
         except OverstoryError as error:
             self.editing_id = prompt.edited_id
             return (PromptReturned(prompt.text), Trouble("store", str(error)))

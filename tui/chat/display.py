@@ -43,12 +43,15 @@ from tui.chat.store.records import UNTITLED, StoredMessage
 from tui.chat.store.store import ConversationStore
 from tui.chat.terminal_input import tells_background
 from tui.chat.themes import theme_name
+from tui.chat.tools.servers import ToolServers
+from tui.chat.tools.settings import ServerSettings
 from tui.chat.widgets.conversation import ConversationView
 from tui.chat.widgets.guesses import GuessesLegend
 from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.tool_turns import tool_words
 from tui.chat.widgets.turn_keys import TurnKeys
 from tui.chat.widgets.welcome import Greeting
 from tui.terminal_text import one_line
@@ -96,6 +99,11 @@ def choices_for(trouble: Trouble) -> tuple[Choice, ...]:
     return (*made, *choices, *([_ANEW] if full.num_left_out else []))
 
 
+CALL_CHOICES = (
+    Choice("Allow once", "allow", "Let the tool run with these arguments"),
+    Choice("Always here", "allow_always", "Let this tool run in this conversation from now on, whatever its arguments"),
+    Choice("Refuse", "refuse", "Tell the model that it may not; what you write instead is told too"),
+)
 MAX_RECENT_PROMPTS = 200
 """Of all conversations, for up and down in one that is yet to begin."""
 
@@ -120,6 +128,12 @@ class ChatServices:
     """Where conversations are exported to unless another place is named."""
     is_demo_missing: Callable[[], bool] = lambda: False
     """Whether the demo model would have to be downloaded, for which a person is asked first."""
+    tools: ToolServers = field(default_factory=ToolServers)
+    """The servers of tools that the settings name; the app starts and ends them."""
+    tool_problems: tuple[str, ...] = ()
+    """What of the servers in the settings cannot be used, a sentence each."""
+    keep_server: Callable[[ServerSettings], None] = lambda server: None
+    """Writes what of a server is on and off into the settings. Raises WriteError."""
     picker: Callable[[EngineConfig, Sequence[str]], ModelPicker] = ModelPicker
     """What models are chosen with, given the engine's options and the recent targets."""
 
@@ -137,6 +151,7 @@ class ChatDisplay:
             unchosen=services.settings.unchosen,
             new_system_prompt=lambda: services.settings.system_prompt,
             is_raw=services.settings.is_raw,
+            tools=services.tools,
             key=lambda name: key_now(screen, name),
         )
         self.view = ConversationView(id="conversation")
@@ -163,6 +178,7 @@ class ChatDisplay:
         self._name = UNTITLED
         self._can_stop = self._is_engine_due = False
         self._applying = asyncio.Lock()
+        self._asked_call = 0  # the answer whose call the notice offers to allow
 
     @property
     def is_something_to_stop(self) -> bool:
@@ -191,6 +207,7 @@ class ChatDisplay:
         with self.telling():
             await self.apply(step() or ())
             self.show_state()
+            await self.show_call()
 
     async def apply(self, changes: Changes) -> None:
         """Show what changed, in order, after whatever is being shown now."""
@@ -201,6 +218,30 @@ class ChatDisplay:
             self._show_engine_soon()  # many times a second, so nothing is read or laid out for it
         else:
             self.show_state()
+            await self.show_call()
+
+    async def show_call(self, *, is_again: bool = False) -> None:
+        """Show what waits for a person's word, or runs: at the call itself, and as a notice with the choices.
+
+        `is_again`: also where the notice was shown already, and another one took its place.
+        """
+        calls, messages = self.dialogue.tool_calls, self.dialogue.messages()
+        waiting, running = calls.waiting(messages), calls.running
+        key, back = key_now(self.screen, "choices"), key_now(self.screen, "back")
+        if running is not None:
+            self.view.tell_call(running.id, f"runs; {back} stops it")
+        else:
+            words = f"waits for your word: {key}, /allow or /refuse; what you write instead refuses it"
+            self.view.tell_call(0 if waiting is None else waiting.id, words)
+        asked_id = 0 if waiting is None else waiting.id
+        if asked_id == self._asked_call and not (asked_id and is_again):
+            return
+        self._asked_call = asked_id
+        if waiting is None or waiting.call is None:
+            await self.notice.withdraw()
+        else:
+            sentence = f"May {tool_words(waiting.call.name)} run? What it would be given stands above."
+            await self.notice.show(sentence, CALL_CHOICES, is_error=False)
 
     def _show_engine_soon(self) -> None:
         """Show it once for all that came with a round: this took a quarter of the time that keys wait for."""

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import time
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from textual import events, on, work
@@ -27,10 +28,12 @@ from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, LoadRefused, Report
+from tui.chat.tools.servers import CallEnded
 from tui.chat.unsaved import RETRY_SECONDS, UnsavedWatch
 from tui.chat.widgets.attachments import AttachmentList
 from tui.chat.widgets.markdown import AnswerMarkdown
 from tui.chat.widgets.prompt import PromptArea
+from tui.chat.widgets.tools import ToolsScreen
 from tui.chat.widgets.welcome import Welcome
 
 MIN_COLUMNS, MIN_ROWS = 40, 10
@@ -117,6 +120,7 @@ class ChatScreen(Screen[None]):
         self.set_focus(chat.prompt)
         self.app.theme_changed_signal.subscribe(self, self.actions.remember_theme)
         self.call_after_refresh(self._listen)
+        self.call_after_refresh(self._listen_to_tools)
         self.set_interval(RETRY_SECONDS, self.unsaved.look)
         if services.notices:
             await chat.notice.show_lasting(" · ".join(services.notices))
@@ -348,6 +352,18 @@ class ChatScreen(Screen[None]):
         await self.actions.start_and_load()
         async for report in self.chat.services.engine.reports():
             await self._hear(report)
+
+    @work(group="tools", exclusive=True)
+    async def _listen_to_tools(self) -> None:
+        """Hand on what the servers of tools tell until the app ends."""
+        async for report in self.chat.services.tools.reports():
+            if isinstance(report, CallEnded):
+                await self.chat.perform(partial(self.chat.dialogue.take_result, report))
+            elif report.sentence:
+                self.chat.say(report.sentence, is_warning=True)
+            for opened in self.app.screen_stack:
+                if isinstance(opened, ToolsScreen):
+                    opened.refresh_rows()
 
     async def _hear(self, report: Report | EngineDied) -> None:
         try:

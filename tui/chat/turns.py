@@ -17,7 +17,7 @@ class TurnActions:
 
     async def begin(self) -> None:
         """Select the lowest turn in sight; with one selected already, the one before."""
-        messages = self._chat.dialogue.messages()
+        messages = self._messages()
         if not messages:
             raise BadInputError("nothing was said yet; ask something first")
         if self._chat.view.selected_id:
@@ -61,7 +61,7 @@ class TurnActions:
         self._chat.prompt.focus()
 
     async def _move(self, step: int) -> None:
-        messages = self._chat.dialogue.messages()
+        messages = self._messages()
         ids = [each.id for each in messages]
         selected_id = self._chat.view.selected_id
         index = ids.index(selected_id) + step if selected_id in ids else len(ids) - 1
@@ -78,12 +78,16 @@ class TurnActions:
         view, dialogue = self._chat.view, self._chat.dialogue
         versions = dialogue.versions().get(view.selected_id, (view.selected_id,))
         await self._chat.perform(lambda: dialogue.show_version(view.selected_id, step=step))
-        shown = next((each for each in dialogue.messages() if each.id in versions), None)
+        shown = next((each for each in self._messages() if each.id in versions), None)
         if shown is not None:
             await self._select(shown)
 
+    def _messages(self) -> list[StoredMessage]:
+        """Return what can be selected: what tools said is folded by keys of its own."""
+        return [each for each in self._chat.dialogue.messages() if each.role != "tool"]
+
     async def _select(self, message: StoredMessage) -> None:
-        ids = [each.id for each in self._chat.dialogue.messages()]
+        ids = [each.id for each in self._messages()]
         versions = self._chat.dialogue.versions().get(message.id, ())
         await self._chat.view.select(message.id)
         version = f"{versions.index(message.id) + 1}/{len(versions)}" if versions else ""

@@ -161,9 +161,7 @@ def _request(messages: tuple[Message, ...], typed: _Typed) -> PromptRequest:
     unchosen = options_of(SamplingParams).keys() - typed.params_fields
     common: dict[str, Any] = {"id": "ask", "params": typed.params, "unchosen": frozenset(unchosen)}
     if typed.turns.raw:
-        return PromptRequest(
-            prompt=raw_text([{"role": each.role, "content": each.content} for each in messages]), **common
-        )
+        return PromptRequest(prompt=raw_text(messages), **common)
     return PromptRequest(messages=messages, wants_parts=True, **common)
 
 

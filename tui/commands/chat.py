@@ -7,6 +7,7 @@ when the command runs, and never torch: that lives in the engine's process.
 import os
 import sys
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,6 +74,8 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
     from tui.chat.engine.client import EngineClient
     from tui.chat.settings.file import RememberedSettings, read_keys, read_settings
     from tui.chat.terminal_input import repair_terminal_input
+    from tui.chat.tools.servers import ToolServers
+    from tui.chat.tools.settings import keep_server, read_servers
 
     with ExitStack() as stack:
         store, notices = open_conversations()
@@ -80,6 +83,7 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
         settings_file = config_folder() / "settings.toml"
         settings, damages = read_settings(settings_file)
         keys = make_keymap(read_keys(settings_file))
+        servers, tool_problems = read_servers(settings_file)
         latest = store.list_conversations(limit=1) if is_last else []
         if conversation_id is None and latest:
             conversation_id = latest[0].id
@@ -91,7 +95,10 @@ def run_chat(overrides: dict[str, Any], *, conversation_id: int | None, is_last:
                 engine=EngineClient(),
                 settings=RememberedSettings(settings, path=settings_file, overrides=overrides),
                 conversation_id=conversation_id,
-                notices=(*notices, *damages, *keys.problems),
+                notices=(*notices, *damages, *keys.problems, *tool_problems),
+                tools=ToolServers(servers),
+                tool_problems=tool_problems,
+                keep_server=partial(keep_server, settings_file),
                 keys=keys,
                 environment=os.environ,
                 export_folder=data_folder() / "exports",

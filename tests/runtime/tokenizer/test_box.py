@@ -68,7 +68,7 @@ def process_of(box: TokenizerBox) -> subprocess.Popen[bytes]:
 def test_marks_of_parts_are_told_and_kept(tmp_path: Path, box: TokenizerBox) -> None:
     calling_tokenizer().save_pretrained(tmp_path)
     ours, theirs = Tokenizer(tmp_path, box), calling_tokenizer()
-    assert ours.answer_form.begins == ["<think>", "<tool_call>"]
+    assert ours.answer_form.begins == ["<think>", "<tool_call>"] and ours.knows_tools
     ids = theirs("<think>a</think>", add_special_tokens=False)["input_ids"]
     answer = ours.begin_answer(kept=["</think>"], tail=ids)
     assert answer.tail_text == "<think>a</think>"
@@ -78,6 +78,7 @@ def test_marks_of_parts_are_told_and_kept(tmp_path: Path, box: TokenizerBox) -> 
 def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: TokenizerBox) -> None:
     ours, theirs = Tokenizer(save_tiny_tokenizer(tmp_path), box), build_tokenizer()
     assert (len(ours), ours.eos_token_id, ours.has_chat_template) == (len(theirs), theirs.eos_token_id, True)
+    assert not ours.knows_tools
     turns = (Message("user", "the cat"), Message("assistant", "the dog"), Message("user", "in the end"))
     ids = ours.encode_conversation(PromptRequest(id="1", messages=turns))
     conversation = [{"role": turn.role, "content": turn.content} for turn in turns]

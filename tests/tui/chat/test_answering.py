@@ -12,7 +12,7 @@ from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.guesses import Guesses, guesses_of
 from tui.chat.store.records import Thinking
 
-TURNS = ({"role": "user", "content": "One?"},)
+TURNS = (Message("user", "One?"),)
 
 
 @pytest.fixture

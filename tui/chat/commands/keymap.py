@@ -47,12 +47,13 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         **{"turn_copy": "c", "version_before": "left", "version_after": "right", "turn_close": "escape"},
     },
     "deleted": {"deleted_remove": "delete", "deleted_close": "escape"},
+    "tools": {"tools_close": "escape"},
 }
 """Every binding by its name with its keys, by where they are pressed; a name has the same keys in all places."""
 DEFAULT_KEYS: Mapping[str, str] = {name: keys for place in PLACES.values() for name, keys in place.items()}
 NEEDED = ("send", "quit")
 """What must have a key."""
-_UNTYPED = {"list", "attached", "thinking", "notice", "value", "help", "deleted", "turn"}
+_UNTYPED = {"list", "attached", "thinking", "notice", "value", "help", "deleted", "turn", "tools"}
 """Places where nothing is typed, so that a letter may be a key."""
 _MODIFIERS = {"alt", "ctrl", "hyper", "meta", "shift", "super"}
 _SPELLINGS = {

@@ -62,6 +62,11 @@ COMMANDS = (
     Command(
         "/editor", "Write in your editor", "Write the prompt in $VISUAL or $EDITOR; what is saved comes back.", "ctrl+e"
     ),
+    Command("/tools", "Tools", "Show the servers of tools, how they stand, and their tools; switch them on and off."),
+    Command("/allow [HOW]", "Allow tool", "Let the tool run that is called: once, or always in this conversation."),
+    Command(
+        "/refuse [WORDS]", "Refuse tool", "Tell the model that the tool it calls may not run, perhaps with a word."
+    ),
     Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
     Command(
@@ -127,6 +132,7 @@ COMMANDS = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Answers": (
         *("stop", "regenerate", "edit", "turns", "continue", "attach", "attached", "editor", "think", "thoughts"),
+        *("tools", "allow", "refuse"),
         *("copy", "code", "wrap", "guesses"),
     ),
     "Conversations": (

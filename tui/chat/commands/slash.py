@@ -198,6 +198,8 @@ def _candidates(
         case "MODEL":
             recent = [(name, "recent") for name in known["MODEL"]]
             return recent + [(path, "") for path in known["FILE"] if typed]
+        case "HOW":
+            return [("once", "this call"), ("always", "this tool, in this conversation")]
         case "TREE" | "THINK" | "VALUE":
             name = rest.split()[0] if argument == "VALUE" else argument.lower()
             return [(value, "") for value in _suggestions(name, known)]

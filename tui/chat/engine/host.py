@@ -349,6 +349,7 @@ def loaded(opened: "OpenSession") -> Loaded:
         resident_layers=placement.residency.resident_layers,
         has_chat_template=opened.session.has_chat_template,
         can_think=opened.session.can_think,
+        knows_tools=opened.session.knows_tools,
         num_disk_layers=placement.num_disk_layers,
         num_ring_slots=len(opened.streamer.slots),
         bytes_per_pass=placement.streamed_bytes,

@@ -101,6 +101,8 @@ class Loaded:
     """Of the others, how many are read from disk in every pass."""
     can_think: bool = True
     """Whether marks of thinking before an answer are known of the model."""
+    knows_tools: bool = False
+    """Whether the chat template takes tools."""
     own_settings: Mapping[str, float] = field(default_factory=dict)
     """What the model samples with by its own settings, by fields of `SamplingParams`, where nobody chooses."""
 

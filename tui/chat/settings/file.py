@@ -29,6 +29,7 @@ from runtime.errors import OptionError
 from tui.chat.settings.settings import CHAT_DEFAULTS, SETTINGS, ChatSettings, changed_names
 from tui.chat.store.private_files import replace_private_file, set_aside
 from tui.chat.store.records import storable
+from tui.chat.tools.settings import SERVERS
 from tui.terminal_text import one_line
 
 MAX_FILE_BYTES = 1 << 20
@@ -276,7 +277,7 @@ def _from_values(values: Mapping[str, Any], *, where: str) -> tuple[ChatSettings
             default = _to_toml(SETTINGS[name].default)
             told = one_line(str(error)).rstrip(".")
             notices.append(f"{where}: {told}; the default, {default}, is used instead")
-    if unknown := [quote(name) for name in values if name not in (*SETTINGS, KEYS)]:
+    if unknown := [quote(name) for name in values if name not in (*SETTINGS, KEYS, SERVERS)]:
         verb = "is no setting and is" if len(unknown) == 1 else "are no settings and are"
         notices.append(f"{where}: {', '.join(unknown)} {verb} ignored")
     return ChatSettings(**sound), tuple(notices)

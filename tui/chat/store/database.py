@@ -37,7 +37,7 @@ _SENTENCES = (
 
 APPLICATION_ID = 0x4F565354
 """`OVST` in the file's header: SQLite's own place for whose database this is."""
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Kept as `user_version`."""
 
 _DRAFTS = """
@@ -60,7 +60,7 @@ CREATE TABLE messages (
     conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
     -- the message that it follows, 0 for none
     parent_id INTEGER NOT NULL,
-    role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+    role TEXT NOT NULL CHECK (role IN ('user', 'assistant', 'tool')),
     content TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('complete', 'streaming', 'stopped', 'failed')),
     model TEXT NOT NULL,
@@ -121,6 +121,19 @@ _MAKE_A_TREE = (  # of messages that were dropped together, in place of which ot
     *_INDEXES.strip().splitlines(),
     "ALTER TABLE conversations DROP COLUMN first_kept_id",
 )
+_COLUMNS_OF_5 = (
+    "id, conversation_id, parent_id, role, content, state, model, statistics, created_at, is_left_out, writer, "
+    "last_shown"
+)
+_LET_TOOLS_SPEAK = (  # SQLite changes no CHECK of a table that is there
+    "ALTER TABLE messages RENAME TO messages_5",
+    _MESSAGES,
+    f"INSERT INTO messages ({_COLUMNS_OF_5}) SELECT {_COLUMNS_OF_5} FROM messages_5",
+    "DELETE FROM sqlite_sequence WHERE name = 'messages'",
+    "UPDATE sqlite_sequence SET name = 'messages' WHERE name = 'messages_5'",  # no id is used again
+    "DROP TABLE messages_5",
+    *_INDEXES.strip().splitlines(),
+)
 _UPGRADES = {
     1: ("ALTER TABLE conversations ADD COLUMN first_kept_id INTEGER NOT NULL DEFAULT 0",),
     2: (  # an index of trigrams, larger than the text itself, which is looked through faster than a person types
@@ -129,6 +142,7 @@ _UPGRADES = {
     ),
     3: (_DRAFTS,),
     4: _MAKE_A_TREE,
+    5: _LET_TOOLS_SPEAK,
 }
 """What makes the next version's tables of a version's."""
 
@@ -190,7 +204,7 @@ class ConversationDatabase:
                 self._connection, earlier = _connect(str(path), path)
             if earlier is not None:
                 self.notice = (
-                    "conversations have branches from now on; as they were before, they stay in "
+                    "conversations can have branches and tools from now on; as they were before, they stay in "
                     f"{one_line(earlier.name)} for 30 days"
                 )
             self._held = os.open(path, os.O_RDONLY)

@@ -24,7 +24,8 @@ from tui.chat.store.records import Conversation, StoredMessage, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
 FORMAT = "overstory conversation"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Which has turns of tools; 2 has none."""
 MAX_FILE_BYTES = 64 << 20
 _MAX_NAME_LENGTH = 50
 """Characters of a title in a file's name, which may take 255 bytes."""
@@ -121,8 +122,7 @@ def from_json(raw: bytes) -> tuple[Conversation, tuple[StoredMessage, ...]]:
         raise ValueError(f"it does not say that its format is {FORMAT!r}")
     version: object = record.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-        known = " and ".join(map(str, range(1, SCHEMA_VERSION + 1)))
-        raise ValueError(f"its schema_version is {quote(version)}, and this program reads {known}")
+        raise ValueError(f"its schema_version is {quote(version)}, and this program reads 1 to {SCHEMA_VERSION}")
     has_branches = version > 1
     fields = (*_CONVERSATION_FIELDS, *[_SHOWN_UNTIL] * has_branches)
     _check_keys("the conversation", record, ("format", "schema_version", *fields, "messages"))
@@ -158,14 +158,26 @@ def _paragraphs(conversation: Conversation, messages: Sequence[StoredMessage]) -
     for message in messages:
         yield _heading(message)
         if message.content:
-            yield message.content
+            yield _fenced(message.content) if message.role == "tool" else message.content
+        if message.role == "assistant" and message.call is not None:
+            yield f"Calls `{message.call.name}` with"
+            yield _fenced(message.call.arguments, language="json")
 
 
 def _heading(message: StoredMessage) -> str:
     if message.role == "user":
         return "## Prompt"
+    if message.role == "tool":
+        name = "a tool" if message.call is None else one_line(message.call.name)
+        return f"## What {name} said" + (f" ({message.outcome})" if message.outcome != "done" else "")
     remarks = [message.model, "" if message.state == "complete" else message.state]
     return "## Answer" + (f" ({', '.join(filter(None, remarks))})" if any(remarks) else "")
+
+
+def _fenced(text: str, *, language: str = "") -> str:
+    """Return a text as a block of code, whatever fences stand in it."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _check_keys(name: str, record: dict[str, Any], expected: Sequence[str]) -> None:

@@ -1,17 +1,23 @@
 """A conversation, its messages, and the turns that a model is shown of them."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
+from runtime.prompts.prompt_file import Message, ToolCall
 from tui.attachments import split_attachments
 from tui.terminal_text import one_line
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "tool"]
+"""A tool's turn is what it said to the call that it follows."""
+Outcome = Literal["done", "failed", "refused", "stopped"]
+"""How a call of a tool went: `failed` is the tool's or its server's word, the other two are the person's."""
+_OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 EndState = Literal["complete", "stopped", "failed"]
 """How an answer ended: `stopped` by the user, by a full context or by the end of its process."""
 MessageState = Literal["complete", "stopped", "failed", "streaming"]
@@ -75,7 +81,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMessage:
-    """One prompt or one answer."""
+    """One prompt, one answer, or what a tool said."""
 
     id: int = 0
     """Never used again; higher than that of the message that it follows; 0 until a store gives one."""
@@ -86,11 +92,11 @@ class StoredMessage:
     content: str
     """As it was written or arrived: may hold terminal escapes."""
     state: MessageState
-    """A prompt is always complete."""
+    """A prompt and a tool's turn are always complete."""
     model: str = ""
-    """What answered; empty for prompts."""
+    """What answered; empty for prompts and tools."""
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured of an answer, as it was handed in: JSON values by name."""
+    """What was measured of an answer or a call, what was thought and what was called: JSON values by name."""
     created_at: UnixTime
     is_left_out: bool = False
     """Whether a model reads it no longer, since the context had no room."""
@@ -102,6 +108,21 @@ class StoredMessage:
             return msgspec.convert(self.statistics.get("thinking"), Thinking | None)
         except msgspec.ValidationError:  # of a file that somebody wrote
             return None
+
+    @property
+    def call(self) -> ToolCall | None:
+        """The tool that an answer calls at its end; of a tool's turn, the call that it answers."""
+        try:
+            call = msgspec.convert(self.statistics.get("call"), ToolCall | None)
+            return call if call is None or isinstance(json.loads(call.arguments), dict) else None
+        except (ValueError, RecursionError):  # of a file that somebody wrote
+            return None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the call went that a tool's turn answers."""
+        outcome = self.statistics.get("outcome")
+        return next((each for each in _OUTCOMES if each == outcome), "done")
 
 
 def title_of_prompt(prompt: str) -> str:
@@ -129,47 +150,74 @@ def _shortened(title: str) -> str:
     return (head.rstrip(" ,;:") if space else title[: MAX_TITLE_LENGTH - 1]) + "…"
 
 
-def raw_text(turns: Sequence[Mapping[str, str]]) -> str:
+def raw_text(turns: Sequence[Message]) -> str:
     """Return the turns as one text to be written on: an answer follows its prompt at once, a prompt begins a line."""
     text = ""
     for turn in turns:
-        begins_line = turn["role"] == "user" and text and not text.endswith("\n")
-        text += "\n" * bool(begins_line) + turn["content"]
+        begins_line = turn.role == "user" and text and not text.endswith("\n")
+        text += "\n" * bool(begins_line) + turn.content
     return text
 
 
-def chat_turns(system_prompt: str, messages: Sequence[StoredMessage]) -> tuple[dict[str, str], ...]:
-    """Return what a chat template is given: `role` and `content` of each turn, oldest first, roles alternating.
+def chat_turns(
+    system_prompt: str, messages: Sequence[StoredMessage], *, knows_tools: bool = False
+) -> tuple[Message, ...]:
+    """Return what a chat template is given of each turn, oldest first, roles alternating.
 
     What an answer thought is its `reasoning_content`: most templates leave it out of all but the last. An answer
     without any text is no turn, and prompts that then follow each other become one: many templates refuse two turns of
-    one role.
+    one role. For a template that `knows_tools` not, calls and what tools said are words in brackets.
     """
-    system = ({"role": "system", "content": system_prompt},) if system_prompt.strip() else ()
-    return (*system, *map(_merged, _turns(messages)))
+    system = (Message("system", system_prompt),) if system_prompt.strip() else ()
+    return (*system, *(turn for _, turn in _turns(messages, knows_tools=knows_tools)))
 
 
-def _merged(turn: Sequence[StoredMessage]) -> dict[str, str]:
-    merged = {"role": turn[0].role, "content": "\n\n".join(each.content for each in turn)}
-    thoughts = [each.thinking.text for each in turn if each.thinking is not None]
-    return {**merged, "reasoning_content": "\n\n".join(thoughts)} if thoughts else merged
-
-
-def turn_ids(messages: Sequence[StoredMessage]) -> tuple[int, ...]:
+def turn_ids(messages: Sequence[StoredMessage], *, knows_tools: bool = False) -> tuple[int, ...]:
     """Return the id of the first message of each of these turns, the system prompt aside."""
-    return tuple(turn[0].id for turn in _turns(messages))
+    return tuple(message_id for message_id, _ in _turns(messages, knows_tools=knows_tools))
 
 
-def _turns(messages: Sequence[StoredMessage]) -> list[list[StoredMessage]]:
-    turns: list[list[StoredMessage]] = []
-    for message in messages:
-        if message.role == "assistant" and not message.content:
+def _turns(messages: Sequence[StoredMessage], *, knows_tools: bool) -> list[tuple[int, Message]]:
+    turns: list[tuple[int, Message]] = []
+    for before, each, after in zip((None, *messages), messages, (*messages[1:], None), strict=False):
+        is_paired = knows_tools and (_is_answer(each, before) or _is_answer(after, each))
+        turn = _turn(each, is_paired=is_paired, has_words=not knows_tools)
+        if turn is None:
             continue
-        if turns and turns[-1][-1].role == message.role:
-            turns[-1].append(message)
+        if turns and turns[-1][1].role == turn.role != "tool" and not turns[-1][1].tool_calls:
+            turns[-1] = (turns[-1][0], _joined(turns[-1][1], turn))
         else:
-            turns.append([message])
+            turns.append((each.id, turn))
     return turns
+
+
+def _is_answer(message: StoredMessage | None, called: StoredMessage | None) -> bool:
+    """Return whether a message is what a tool said to the call of another."""
+    if message is None or called is None or message.role != "tool" or called.role != "assistant":
+        return False
+    return called.call is not None and message.call is not None and message.call.id == called.call.id
+
+
+def _turn(message: StoredMessage, *, is_paired: bool, has_words: bool) -> Message | None:
+    """Return a message as a turn; None if there is nothing to read. `has_words`: a call becomes words."""
+    call, content = message.call, message.content
+    if message.role == "tool":
+        if is_paired and call is not None:
+            return Message("tool", content, tool_call_id=call.id, name=call.name)
+        return Message("user", f"[what {'the tool' if call is None else call.name} said]\n{content}")
+    if message.role == "assistant" and call is not None and has_words:
+        content = "\n\n".join(filter(None, (content, f"[called {call.name} with {call.arguments}]")))
+    if message.role == "assistant" and not content and not is_paired:
+        return None
+    calls = (call,) if is_paired and call is not None else ()
+    thought = None if message.thinking is None else message.thinking.text
+    return Message(message.role, content, tool_calls=calls, reasoning_content=thought)
+
+
+def _joined(one: Message, other: Message) -> Message:
+    contents = [each.content for each in (one, other) if each.content or each.role == "user"]
+    thoughts = [each.reasoning_content for each in (one, other) if each.reasoning_content is not None]
+    return replace(other, content="\n\n".join(contents), reasoning_content="\n\n".join(thoughts) if thoughts else None)
 
 
 def readable(messages: Sequence[StoredMessage]) -> list[StoredMessage]:

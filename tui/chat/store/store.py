@@ -308,6 +308,25 @@ class ConversationStore:
             )
             return add_message(connection, prompt)
 
+    def append_result(self, answer_id: int, content: str, *, statistics: Mapping[str, Any]) -> StoredMessage:
+        """Add what a tool said to the call of an answer; where that ends the branch shown, so does this."""
+        with self._database.writing() as connection:
+            answer, now = select_message(connection, answer_id), self._clock()
+            is_shown = select_conversation(connection, answer.conversation_id).leaf_id == answer_id
+            result = StoredMessage(
+                conversation_id=answer.conversation_id,
+                parent_id=answer_id,
+                role="tool",
+                content=content,
+                state="complete",
+                statistics=statistics,
+                created_at=now,
+            )
+            added = insert_message(connection, result)
+            leaf = {"leaf_id": added.id} if is_shown else {}
+            update_conversation(connection, answer.conversation_id, updated_at=now, **leaf)
+            return added
+
     def begin_answer(self, conversation_id: int, *, model: str) -> StoredMessage:
         """Add an empty answer that streams to the branch shown."""
         token = self._writer_token()

@@ -25,6 +25,7 @@ from tui.chat.widgets.guesses import GuessedAnswer, guessed_share
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.chat.widgets.thinking import ThinkingFold
+from tui.chat.widgets.tool_turns import ToolCallView, ToolTurn
 from tui.chat.widgets.turn_head import TurnHead
 from tui.chat.widgets.welcome import Greeting, Welcome
 from tui.terminal_text import counted, one_line, shown_text
@@ -93,6 +94,7 @@ class AnswerTurn(Vertical):
         self._guesses = guesses_of(message.statistics)
         self._caption = Static(markup=False, classes="turn-caption")
         self.thinking = ThinkingFold(message.thinking, is_open=opens_thinking)
+        self.call = ToolCallView(message.call)
         self._is_told = False  # elsewhere, why it failed
 
     def compose(self) -> ComposeResult:
@@ -100,6 +102,7 @@ class AnswerTurn(Vertical):
         yield self.thinking
         yield self._markdown
         yield self._guessed
+        yield self.call
         yield self._caption
 
     def on_mount(self) -> None:
@@ -143,6 +146,7 @@ class AnswerTurn(Vertical):
         self._markdown.end()
         self._written, self._guesses = message.content, guesses_of(message.statistics)
         self._show_guesses()
+        self.call.show(message.call)
         self._show_caption()
 
     def spell_out(self) -> None:
@@ -173,6 +177,9 @@ class AnswerTurn(Vertical):
         self.set_class(self.message.state == "streaming", "-streaming")
 
 
+Turn = PromptTurn | AnswerTurn | ToolTurn
+
+
 def turn_view(
     message: StoredMessage,
     *,
@@ -180,11 +187,13 @@ def turn_view(
     wraps_code: bool = False,
     opens_thinking: bool = False,
     shows_guesses: bool = False,
-) -> PromptTurn | AnswerTurn:
+) -> Turn:
     """Return the widget that shows a message, which is one of these versions; one that is left out is marked."""
     head = TurnHead(message, versions)
     if message.role == "user":
-        turn: PromptTurn | AnswerTurn = PromptTurn(message, head)
+        turn: Turn = PromptTurn(message, head)
+    elif message.role == "tool":
+        turn = ToolTurn(message)
     else:
         turn = AnswerTurn(
             message, head, wraps_code=wraps_code, opens_thinking=opens_thinking, shows_guesses=shows_guesses
@@ -197,7 +206,7 @@ def num_fitting(messages: Sequence[StoredMessage]) -> int:
     """Return how many of the last messages are drawn at once: at least the last exchange."""
     num = num_characters = 0
     for message in reversed(messages):
-        num_characters += len(message.content)
+        num_characters += len(message.content) * (message.role != "tool")  # which is folded
         if num == NUM_SHOWN_TURNS or (num >= 2 and num_characters > NUM_SHOWN_CHARACTERS):
             break
         num += 1
@@ -238,7 +247,7 @@ def _how_it_ended(message: StoredMessage, go_on: str) -> str:
         return "cut: the context is full"
     if message.state == "stopped":
         return "stopped" if message.content else "stopped, nothing came"
-    if not message.content and message.thinking is not None:
+    if not message.content and message.thinking is not None and message.call is None:
         return "nothing was said after the thinking"
     return ""
 
@@ -268,7 +277,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._messages: list[StoredMessage] = []  # those that are not drawn yet, oldest first
         self._smoother = TextSmoother()
         self._growing: AnswerTurn | None = None
-        self._wanted: PromptTurn | AnswerTurn | None = None  # what was searched for, until all is laid out
+        self._wanted: Turn | None = None  # what was searched for, until all is laid out
         self._drawing: Timer  # runs while arrived text waits
         self._copied: CodeBlock | None = None
         self._greeting = Greeting()
@@ -350,6 +359,11 @@ class ConversationView(VerticalScroll, can_focus=False):
         for turn in self.query(AnswerTurn):
             turn.color_guesses(self._shows_guesses)
         return self._shows_guesses
+
+    def tell_call(self, message_id: int, words: str) -> None:
+        """Say how the call of one answer stands, and nothing of all others."""
+        for turn in self.query(AnswerTurn):
+            turn.call.tell(words if turn.message.id == message_id else "")
 
     async def end(self, message: StoredMessage) -> None:
         """Draw all of an answer that is over, and how it ended."""
@@ -488,11 +502,11 @@ class ConversationView(VerticalScroll, can_focus=False):
 
     def text_of(self, message_id: int) -> str:
         """Return what a reader sees of a turn, an answer as Markdown; empty if it is not drawn."""
-        turn = self._turn_of(message_id)
-        return "" if turn is None else turn.shown_text
+        return next((turn.shown_text for turn in self._turns() if turn.message.id == message_id), "")
 
-    def _turn_of(self, message_id: int) -> PromptTurn | AnswerTurn | None:
-        return next((turn for turn in self._turns() if turn.message.id == message_id), None)
+    def _turn_of(self, message_id: int) -> Turn | None:
+        turns = (turn for turn in self.query(".turn") if isinstance(turn, Turn))
+        return next((turn for turn in turns if turn.message.id == message_id), None)
 
     def _turns(self) -> Iterator[PromptTurn | AnswerTurn]:
         return (turn for turn in self.query(".turn") if isinstance(turn, PromptTurn | AnswerTurn))
@@ -510,7 +524,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         answers = self.query(AnswerTurn)
         return answers.last() if answers else None
 
-    def _turn(self, message: StoredMessage) -> PromptTurn | AnswerTurn:
+    def _turn(self, message: StoredMessage) -> Turn:
         return turn_view(
             message,
             versions=self._versions.get(message.id, ()),

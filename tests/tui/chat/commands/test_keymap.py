@@ -18,6 +18,8 @@ from tui.chat.widgets.notice import NoticeBar
 from tui.chat.widgets.picker import ModelPicker
 from tui.chat.widgets.prompt import PromptArea
 from tui.chat.widgets.thinking import ThinkingFold
+from tui.chat.widgets.tool_turns import ToolTurn
+from tui.chat.widgets.tools import ToolsScreen
 from tui.chat.widgets.turn_keys import TurnKeys
 
 OWNERS = (
@@ -33,6 +35,7 @@ OWNERS = (
         LineDialog,
     ),
     *(LineDialog, TextDialog, HelpScreen, ModelPicker, DeletedScreen, ThinkingFold, TurnKeys, BranchesScreen),
+    *(ToolTurn, ToolsScreen),
 )
 
 

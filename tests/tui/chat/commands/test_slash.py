@@ -91,7 +91,7 @@ def test_a_wrong_line_is_answered_with_its_use(text, sentence):
 @pytest.mark.parametrize(
     ("text", "lines"),
     [
-        ("/re", ["/rename ", "/redo", "/regenerate", "/restart"]),
+        ("/re", ["/rename ", "/redo", "/regenerate", "/refuse ", "/restart"]),
         ("/ex", ["/export ", "/quit"]),
         ("/set te", ["/set temperature "]),
         ("/set verification co", ["/set verification coupled"]),

@@ -410,6 +410,28 @@ def test_nothing_else_is_lost_when_branches_come(path):
         assert store.append_prompt(1, "new").id == 20  # 19 was that of a message that was purged
 
 
+def test_nothing_is_lost_when_tools_come(path):
+    path.parent.mkdir(parents=True)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript((SUPPORT / "databases" / "conversations-5.sql").read_text(encoding="utf-8"))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 5")
+    connection.close()
+    with ConversationStore(path) as store:
+        assert store.notice is not None and "conversations-version-5.db" in store.notice
+        assert [(each.content, each.is_left_out) for each in store.messages(1)] == [
+            *(("Name a fox.", True), ("Reynard", False), ("Why?", False)),
+        ]
+        assert branches_of(store, 1) == [["Name a fox.", "Reynard", "Why?"], ["Name a fox.", "Vulpes"]]
+        assert store.draft(1) == Draft(text="half a thought", edited_id=1, edit="again")
+        answer = store.begin_answer(1, model="m")
+        assert answer.id == 6  # 5 was that of a message that was purged
+        assert store.append_result(answer.id, "42", statistics={}).role == "tool"
+    connection = sqlite3.connect(path, isolation_level=None)
+    assert columns(connection) == columns_of_a_new_one()
+    connection.close()
+
+
 def test_what_an_earlier_version_wrote_is_kept_for_a_while(path):
     file_of_version_4(path)
     copy = path.with_name("conversations-version-4.db")

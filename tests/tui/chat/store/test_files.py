@@ -21,6 +21,7 @@ from tui.chat.store.files import (
 )
 from tui.chat.store.store import ConversationStore
 
+CALL = {"id": "1", "name": "files__read", "arguments": '{"path": "a"}'}
 CONVERSATION = conversation(system_prompt="Be brief.", num_messages=3, leaf_id=13)
 MESSAGES = (
     message(id=11, content="Zeile\nzwei ü 日本 😀\t\x1b[31m\x9b2J\u2028\r\n"),
@@ -81,7 +82,7 @@ def test_json_is_safe_to_print_and_readable():
     text = to_json(CONVERSATION, MESSAGES)
     assert all(character.isprintable() or character == "\n" for character in text)
     assert "ü 日本 😀" in text
-    assert json.loads(text)["schema_version"] == 2
+    assert json.loads(text)["schema_version"] == 3
 
 
 def branching(store):
@@ -126,6 +127,30 @@ def test_a_file_of_before_there_were_branches_is_one_branch(tmp_path):
     assert (taken.leaf_id, taken.num_messages) == (3, 3)
     assert [(each.id, each.parent_id) for each in messages] == [(1, 0), (2, 1), (3, 2)]
     assert without_ids(messages) == without_ids(MESSAGES)
+
+
+def test_calls_and_what_tools_said_come_back_from_json():
+    with ConversationStore(None) as store:
+        made = store.create_conversation()
+        store.append_prompt(made.id, "What is in it?")
+        answer = store.begin_answer(made.id, model="m")
+        store.finish_answer(answer.id, statistics={"call": CALL})
+        store.append_result(answer.id, "all \x1b[2J of it", statistics={"call": CALL, "outcome": "failed"})
+        exported = store.conversation(made.id), store.all_messages(made.id)
+        taken = store.add_conversation(*from_json(to_json(*exported).encode()))
+        assert without_ids(store.messages(taken.id)) == without_ids(exported[1])
+        assert [(each.role, each.outcome) for each in store.messages(taken.id)][-1] == ("tool", "failed")
+
+
+def test_markdown_has_calls_and_results_as_code_that_nothing_in_them_ends():
+    """What a tool said may look like a heading of the file, or like the end of its block."""
+    answer = message("assistant", "", id=1, statistics={"call": CALL})
+    said = message(
+        "tool", "```\n## Prompt\n\x1b[2J", id=2, parent_id=1, statistics={"call": CALL, "outcome": "refused"}
+    )
+    text = to_markdown(conversation(leaf_id=2), [answer, said])
+    assert 'Calls `files__read` with\n\n```json\n{"path": "a"}\n```' in text
+    assert "## What files__read said (refused)\n\n````\n```\n## Prompt\n␛[2J\n````" in text
 
 
 def test_an_empty_conversation_is_exported_and_imported():
@@ -216,8 +241,8 @@ def with_message(**fields):
         (b"[]", "it does not say that its format is 'overstory conversation'"),
         (b'{"format": 1}', "it does not say that its format is"),
         (b'{"format": "a", "format": "b"}', "the key 'format' stands twice"),
-        (changed(schema_version=3), "its schema_version is 3, and this program reads 1 and 2"),
-        (changed(schema_version=True), "its schema_version is True, and this program reads 1 and 2"),
+        (changed(schema_version=4), "its schema_version is 4, and this program reads 1 to 3"),
+        (changed(schema_version=True), "its schema_version is True, and this program reads 1 to 3"),
         (changed(schema_version=1), "the conversation has 'shown_until', which this program does not know"),
         (changed(shown_until=4), "shown_until is 4, and must be a number from 0 to 3"),
         (changed(shown_until=None), "shown_until is None, and must be a number from 0 to 3"),
@@ -235,7 +260,7 @@ def with_message(**fields):
             changed(messages=[{"role": "user"}]),
             "messages[0] has no follows, content, state, model, statistics, created_at",
         ),
-        (with_message(role="system"), "messages[1].role is 'system'; expected one of user, assistant"),
+        (with_message(role="system"), "messages[1].role is 'system'; expected one of user, assistant, tool"),
         (with_message(role=["user"]), "messages[1].role is ['user']; expected a text"),
         (
             with_message(state="done"),

@@ -1,7 +1,10 @@
 """What a model is shown of a conversation, and what a conversation is called."""
 
+from dataclasses import asdict
+
 import pytest
 
+from runtime.prompts.prompt_file import Message, ToolCall
 from tests.support.conversation_factory import message
 from tui.attachments import Attachment, pasted, with_attachments
 from tui.chat.store.records import (
@@ -12,6 +15,7 @@ from tui.chat.store.records import (
     raw_text,
     storable,
     title_of_prompt,
+    turn_ids,
 )
 
 NOTES = Attachment("Foxes sleep.", "notes.txt")
@@ -48,10 +52,10 @@ def test_a_title_is_the_first_line_that_says_something(prompt, title):
 def test_a_model_is_shown_every_turn_in_order():
     messages = [message(content="a"), message("assistant", "b", state="stopped"), message(content="c")]
     assert chat_turns("Be brief.", messages) == (
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "c"},
+        Message("system", "Be brief."),
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("user", "c"),
     )
     assert chat_turns(" \n", []) == ()
 
@@ -66,11 +70,7 @@ def test_what_was_thought_goes_along_for_the_template_to_leave_out():
         message(content="d"),
     ]
     assert messages[1].thinking == thought
-    assert chat_turns("", messages)[1] == {
-        "role": "assistant",
-        "content": "b\n\nc",
-        "reasoning_content": "Hm.\n\nSo.",
-    }
+    assert chat_turns("", messages)[1] == Message("assistant", "b\n\nc", reasoning_content="Hm.\n\nSo.")
 
 
 @pytest.mark.parametrize("found", [None, "text", {"text": 1}, {"text": "a", "num_tokens": -1}, {}])
@@ -86,9 +86,61 @@ def test_roles_alternate_even_after_answers_without_text():
         message(content="b"),
         message("assistant", "", state="failed"),
     ]
-    assert chat_turns("", messages) == ({"role": "user", "content": "a\n\nb"},)
+    assert chat_turns("", messages) == (Message("user", "a\n\nb"),)
     answers = [message("assistant", "c"), message("assistant", "d")]
-    assert chat_turns("", answers) == ({"role": "assistant", "content": "c\n\nd"},)
+    assert chat_turns("", answers) == (Message("assistant", "c\n\nd"),)
+
+
+CALL = ToolCall("1", "files__read", '{"path": "a"}')
+
+
+def called(content="", *, call=CALL, **fields):
+    return message("assistant", content, statistics={"call": asdict(call)}, **fields)
+
+
+def said(content, *, call=CALL, **fields):
+    return message("tool", content, statistics={"call": asdict(call)}, **fields)
+
+
+def test_a_call_and_what_the_tool_said_are_turns_of_their_own():
+    messages = [message(content="a", id=1), called(id=2), said("one", id=3), called("so", id=4), said("", id=5)]
+    messages += [message("assistant", "done", id=6)]
+    assert chat_turns("", messages, knows_tools=True) == (
+        Message("user", "a"),
+        Message("assistant", "", tool_calls=(CALL,)),
+        Message("tool", "one", tool_call_id="1", name="files__read"),
+        Message("assistant", "so", tool_calls=(CALL,)),
+        Message("tool", "", tool_call_id="1", name="files__read"),
+        Message("assistant", "done"),
+    )
+    assert turn_ids(messages, knows_tools=True) == (1, 2, 3, 4, 5, 6)
+
+
+def test_a_model_without_tools_reads_calls_and_results_as_words():
+    messages = [message(content="a", id=1), called("b", id=2), said("one", id=3), message(content="c", id=4)]
+    called_words = 'b\n\n[called files__read with {"path": "a"}]'
+    assert chat_turns("", messages) == (
+        Message("user", "a"),
+        Message("assistant", called_words),
+        Message("user", "[what files__read said]\none\n\nc"),
+    )
+    assert turn_ids(messages) == (1, 2, 3)
+
+
+def test_a_call_without_a_result_and_a_result_without_its_call_are_no_turns_of_a_tool():
+    """Templates refuse them; the call was never run, and the turns before the result may be left out."""
+    other = ToolCall("2", "else", "{}")
+    assert chat_turns("", [message(content="a"), called(), message(content="b")], knows_tools=True) == (
+        Message("user", "a\n\nb"),
+    )
+    (turn,) = chat_turns("", [said("one"), said("two", call=other)], knows_tools=True)
+    assert turn == Message("user", "[what files__read said]\none\n\n[what else said]\ntwo")
+
+
+@pytest.mark.parametrize("found", [None, 1, {}, {"id": "1", "name": "a"}, {"id": "1", "name": "a", "arguments": "["}])
+def test_what_somebody_wrote_into_a_file_is_no_call(found):
+    assert message("assistant", statistics={"call": found}).call is None
+    assert message("tool", statistics={"call": found, "outcome": found}).outcome == "done"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +194,5 @@ def test_a_raw_text_is_what_was_said_in_order():
         ("assistant", " slept.\n"),
         ("user", "It"),
     ]
-    turns = [{"role": role, "content": content} for role, content in said]
-    assert raw_text(turns) == "Once upon a time\nthe fox slept.\nIt"
+    assert raw_text([Message(*each) for each in said]) == "Once upon a time\nthe fox slept.\nIt"
     assert raw_text(()) == ""

@@ -301,3 +301,21 @@ def test_what_was_purged_is_not_found(store):
     store.delete_conversation(gone.id)
     store.purge_deleted(older_than_seconds=0)
     assert store.search("gone") == []
+
+
+def test_what_a_tool_said_follows_its_call_and_is_shown_where_the_call_is(store):
+    made = store.create_conversation()
+    store.append_prompt(made.id, "a")
+    answer = store.begin_answer(made.id, model="m")
+    store.finish_answer(answer.id)
+    result = store.append_result(answer.id, "half \ud83d of it", statistics={"outcome": "failed", "seconds": 1.5})
+    assert (result.role, result.content, result.outcome, result.parent_id) == (
+        *("tool", "half \ufffd of it", "failed"),
+        answer.id,
+    )
+    assert [each.role for each in store.messages(made.id)] == ["user", "assistant", "tool"]
+    store.branch_off(result.id)
+    store.branch_off(answer.id)
+    other = store.begin_answer(made.id, model="m")
+    store.append_result(answer.id, "late", statistics={})
+    assert store.messages(made.id)[-1].id == other.id

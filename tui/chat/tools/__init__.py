@@ -1,0 +1,1 @@
+"""Tools in the chat: servers of the Model Context Protocol, and calls that a person allows."""
