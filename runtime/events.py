@@ -142,6 +142,8 @@ class TextDelta:
 
     text: str
     """What to append; may hold terminal escapes, to be stripped before it is printed."""
+    guessed: tuple[tuple[int, int], ...] | None = None
+    """(start, end) of each stretch whose tokens a tree had proposed; None if the request does not want to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,8 @@ class Finished:
     """The scheme that its tokens were verified with."""
     generation: Generation = "plain"
     """Whether the model's own generation settings held where nobody chose."""
+    num_guessed_tokens: int | None = None
+    """How many of its `new_tokens` trees had proposed; None if the request does not want to know."""
     own_settings: Mapping[str, float] = field(default_factory=dict)
     """What of its choices was the model's own: see `model.generation_config.OwnSettings`."""
     expected_prefill_seconds: float | None = None

@@ -44,6 +44,11 @@ def show_terminal_escapes(text: str) -> str:
     return text.translate(_PICTURES)
 
 
+def shown_text(text: str) -> str:
+    """Return the text as it is drawn: line ends of one kind, and signs for what a terminal would obey."""
+    return show_terminal_escapes(text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
+
+
 def show_escapes_in_place(text: str) -> str:
     """Return the text with one visible character for each that a terminal would obey: for lines with a cursor."""
     return text.translate(_SIGNS_IN_PLACE)

@@ -17,6 +17,7 @@ from offload.errors import PassCancelledError
 from profiles.errors import OverstoryError
 from runtime.config import UNLIMITED_THINKING, Generation, SamplingParams
 from runtime.engine.engine import Engine
+from runtime.engine.guessed_text import GuessedText
 from runtime.engine.token_sequence import TokenSequence
 from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import (
@@ -307,9 +308,11 @@ class Session:
             behind=prompt[-4:] if request.is_continued else (),
             kept=form.tokens(has_tools=request.tools is not None),
             tail=prompt[-_TAIL_TOKENS:] if request.wants_parts else (),
+            has_ends=request.wants_guesses,
         )
         thinking = self._thinking_rules(request, prompt, params)
         is_ruled = thinking is not None and (thinking.budget is not None or grammar is not None)
+        guesses = GuessedText(text) if request.wants_guesses else None
         expected = engine.prompt_progress(prompt, lane=lane).expected_seconds
         sequence = engine.begin(
             prompt,
@@ -330,8 +333,9 @@ class Session:
             self.end_token_ids,
             expected=expected,
             generation=self.generation.choice,
-            splitter=_splitter(form, request, text.tail_text) if request.wants_parts else None,
+            splitter=_splitter(form, request, text.tail_text, guesses) if request.wants_parts else None,
             thinking=thinking,
+            guesses=guesses,
         )
 
     def _thinking_rules(
@@ -397,13 +401,17 @@ class _Answer:
         generation: Generation,
         splitter: AnswerSplitter | None,
         thinking: ThinkingRules | None,
+        guesses: GuessedText | None,
     ) -> None:
         """`expected` seconds of the prefill; `splitter`: what gives the text's parts, None: it has none.
 
-        `thinking`: how its thinking is known, None: the model marks none.
+        `thinking`: how its thinking is known, None: the model marks none; `guesses`: what tells which text was guessed,
+        if that is wanted.
         """
         self._splitter = splitter
         self._thinking = thinking
+        self._guesses = guesses
+        self._num_released = 0  # characters
         self.request = request
         self.sequence = sequence
         self.text = text
@@ -435,6 +443,9 @@ class _Answer:
         elif self.finish_reason == "stop":
             num_added += 1  # the end token
         self._new_tokens += num_added
+        if self._guesses is not None:
+            num_text = len(self.text.token_ids) - num_before
+            self._guesses.add(num_text, num_new=num_added, num_accepted=len(done.token_ids) - 1)
         if len(self._rounds) == 1:
             self._first_round_tokens = num_added
         return released
@@ -442,7 +453,10 @@ class _Answer:
     def parts_of(self, released: str) -> Sequence[Part]:
         """Return the events of more text."""
         if self._splitter is None:
-            return [TextDelta(released)]
+            start, self._num_released = self._num_released, self._num_released + len(released)
+            return [
+                TextDelta(released, None if self._guesses is None else self._guesses.spans(start, self._num_released))
+            ]
         parts = self._splitter.add(released)
         if self._splitter.is_full:
             self.finish_reason = "stop"
@@ -460,6 +474,7 @@ class _Answer:
             self._statistics(),
             verification=self._choices.params.scheme_name,
             generation=self._generation,
+            num_guessed_tokens=None if self._guesses is None else self._guesses.num_guessed,
             own_settings=self._choices.own,
             expected_prefill_seconds=self._expected,
             stop_string=self.text.stop_string,
@@ -512,7 +527,7 @@ class _Answer:
         return num_thinking(self.text.token_ids, self._thinking)
 
 
-def _splitter(form: AnswerForm, request: PromptRequest, tail_text: str) -> AnswerSplitter:
+def _splitter(form: AnswerForm, request: PromptRequest, tail_text: str, guesses: GuessedText | None) -> AnswerSplitter:
     """Return what splits the answer to a prompt that ends with `tail_text`."""
     said = request.messages[-1].content if request.is_continued and request.messages else ""
     is_thinking = form.is_thinking(said, is_continued=True) if said.strip() else form.is_thinking(tail_text)
@@ -522,6 +537,7 @@ def _splitter(form: AnswerForm, request: PromptRequest, tail_text: str) -> Answe
         is_thinking=is_thinking,
         is_all_calls=request.is_all_calls,
         has_one_call=request.has_one_call,
+        guessed=None if guesses is None else guesses.spans,
     )
 
 

@@ -96,6 +96,8 @@ class PromptRequest:
     """How much is thought, in the template's own words ("none", "low", "high"); ignored where it knows of none."""
     wants_parts: bool = False
     """Whether thinking, what is said and calls of tools come apart from each other; otherwise all is one text."""
+    wants_guesses: bool = False
+    """Whether to tell which text trees had proposed, and which the target chose after them."""
     is_all_calls: bool = False
     """Whether `response_schema` is that of calls of tools, which the answer then is made of."""
     has_one_call: bool = False

@@ -14,6 +14,7 @@ from runtime.tokenizer.answer_forms import FUNCTION, PYTHON_TAG, TOOL_CALLS, Ans
 from runtime.tokenizer.tool_texts import Call, KnownTools, calls_of_json, is_open, json_end, texts_of
 
 Part = TextDelta | ReasoningDelta | ToolCallDelta
+Spans = tuple[tuple[int, int], ...]
 _MISTRAL_NAME = re.compile(r"\s*([\w.:/-]*)(\[CALL_ID\][^\[\s{]*)?(\[ARGS\])?\s*")
 _FIRST_KEY = re.compile(r'\{\s*"(\w*)"')
 _CALL_KEYS = frozenset(("name", "type", "function", "parameters", "arguments"))
@@ -45,12 +46,14 @@ class AnswerSplitter:
         is_thinking: bool = False,
         is_all_calls: bool = False,
         has_one_call: bool = False,
+        guessed: Callable[[int, int], Spans] | None = None,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         """`tools` are the request's, without which no call is looked for; it may begin inside of thinking.
 
         `is_all_calls`: what is said is JSON of calls without marks, since a grammar held it to that. `has_one_call`:
-        whatever follows a call is dropped.
+        whatever follows a call is dropped. `guessed`: which stretches of the answer between two of its characters were
+        guessed, counted from the first.
         """
         self._reasoning = form.reasoning
         self._calls = form.calls if tools is not None and not is_all_calls else ()
@@ -61,6 +64,8 @@ class AnswerSplitter:
         self._may_think = not is_thinking
         self._has_one_call = has_one_call
         self._new_id = new_id
+        self._guessed = guessed
+        self._num_added = 0  # characters
         self._held = ""
         """Text whose part is not certain yet."""
         self._is_blank_dropped = is_thinking
@@ -87,6 +92,7 @@ class AnswerSplitter:
     def add(self, text: str) -> list[Part]:
         """Return the parts that more text makes certain."""
         self._held += "" if self.is_full else text
+        self._num_added += len(text)
         return list(self._advance(is_last=False))
 
     def finish(self) -> list[Part]:
@@ -255,7 +261,8 @@ class AnswerSplitter:
             self._is_blank_dropped = False
             self._has_said = self._has_said or not text.isspace()
             self._texts.append(text)
-            yield TextDelta(text)
+            start = self._num_added - len(self._held)  # what is said is always the beginning of what is held
+            yield TextDelta(text, None if self._guessed is None else self._guessed(start, start + len(text)))
 
 
 def _num_uncertain(text: str, marks: Sequence[str]) -> int:

@@ -15,11 +15,18 @@ class AnswerText:
     """Turns accepted tokens into text as they come: no character is split, and no stop string is ever shown."""
 
     def __init__(
-        self, tokenizer: Any, stop: Sequence[str] = (), *, behind: Sequence[int] = (), kept: Sequence[str] = ()
+        self,
+        tokenizer: Any,
+        stop: Sequence[str] = (),
+        *,
+        behind: Sequence[int] = (),
+        kept: Sequence[str] = (),
+        has_ends: bool = False,
     ) -> None:
         """`behind`: the last tokens of a text that is written on; many tokenizers drop a text's first space.
 
         `kept`: tokens whose text stays although they are special, as marks do in which parts of the answer stand.
+        `has_ends`: whether to find where each token ends.
         """
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
@@ -30,7 +37,10 @@ class AnswerText:
         self._stream = _decode_stream(tokenizer, behind, is_all_shown=bool(kept)) if has_stream else None
         self._streamed = ""
         self._num_released = 0
+        self._has_ends = has_ends
         self.token_ids: list[int] = []
+        self.ends: list[int] = []
+        """Of each token, how many whole characters the text has with it: one that is split ends with its last part."""
         self.is_stopped = False
         """Whether a stop string was found; later tokens change nothing."""
 
@@ -66,6 +76,9 @@ class AnswerText:
                 break
             self.token_ids.append(token_id)
             self._advance(token_id)
+            if self._has_ends:
+                end = self._num_decoded(len(self.token_ids)) if self._stream is None else len(self._streamed)
+                self.ends.append(max(end, *self.ends[-1:], 0))
             self.is_stopped = bool(self._stop) and self._has_stop()
         return self._release(self.text if self.is_stopped else self._settled())
 

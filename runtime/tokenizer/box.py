@@ -344,12 +344,16 @@ class Tokenizer:
         behind: Sequence[int] = (),
         kept: Sequence[str] = (),
         tail: Sequence[int] = (),
+        has_ends: bool = False,
     ) -> "BoxedAnswer":
         """Begin the text of an answer; `behind`: the last tokens of a text that is written on.
 
         `kept`: tokens whose text stays although they are special; `tail`: the prompt's last ones, whose text it tells.
+        `has_ends`: whether it tells where each token ends.
         """
-        task = m.Begin(self._key, next(self._box.keys), list(stop), list(behind), list(kept), list(tail))
+        task = m.Begin(
+            self._key, next(self._box.keys), list(stop), list(behind), list(kept), list(tail), has_ends=has_ends
+        )
         return BoxedAnswer(self, task)
 
     def _load(self) -> None:
@@ -441,6 +445,8 @@ class BoxedAnswer:
         self._added: Posted | None = None
         self._last_seconds = time.perf_counter()
         self.token_ids: list[int] = []
+        self.token_ends: list[int] = []
+        """Of each token whose text was released, how many characters the text has with it, if that is wanted."""
         self.text = ""
         """The whole text, once it was finished."""
         self.num_tokens = 0
@@ -495,6 +501,7 @@ class BoxedAnswer:
             return ""
         self._added = None
         self._num_taken, self.is_stopped = reply.num_taken, reply.is_stopped
+        self.token_ends += reply.ends
         return reply.text
 
 

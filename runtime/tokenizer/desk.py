@@ -115,13 +115,16 @@ class Desk:
 
     def _begin(self, task: m.Begin) -> m.Reply:
         tokenizer = self._tokenizers[task.key]
-        self._answers[task.answer_key] = AnswerText(tokenizer, task.stop, behind=task.behind, kept=task.kept)
+        self._answers[task.answer_key] = AnswerText(
+            tokenizer, task.stop, behind=task.behind, kept=task.kept, has_ends=task.has_ends
+        )
         return m.Text(tokenizer.decode(task.tail) if task.tail else "")
 
     def _add(self, task: m.Add) -> m.Reply:
         answer = self._known(task.answer_key)
+        num_ends = len(answer.ends)
         released = answer.add(task.token_ids)
-        return m.Released(released, len(answer.token_ids), answer.is_stopped)
+        return m.Released(released, len(answer.token_ids), answer.is_stopped, answer.ends[num_ends:])
 
     def _end(self, task: m.End) -> m.Reply:
         answer = self._known(task.answer_key)

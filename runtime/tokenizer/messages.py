@@ -92,6 +92,8 @@ class Begin(_Message, frozen=True):
     """Tokens whose text stays although they are special."""
     tail: list[int] = []
     """The prompt's last tokens, whose text is the reply, with all that is special."""
+    has_ends: bool = False
+    """Whether to tell where each token ends in the text."""
 
 
 class Add(_Message, frozen=True):
@@ -191,6 +193,8 @@ class Released(_Message, frozen=True):
     num_taken: int
     """How many of its tokens belong to the answer so far: those behind a stop string do not."""
     is_stopped: bool
+    ends: list[int] = []
+    """Of each token that was added, how many characters the text has with it, if that is wanted."""
 
 
 class Ended(_Message, frozen=True):

@@ -4,7 +4,14 @@ import unicodedata
 
 import pytest
 
-from tui.terminal_text import clock_text, one_line, seconds_text, show_terminal_escapes, strip_terminal_escapes
+from tui.terminal_text import (
+    clock_text,
+    one_line,
+    seconds_text,
+    show_terminal_escapes,
+    shown_text,
+    strip_terminal_escapes,
+)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +114,8 @@ def test_what_is_shown_has_nothing_to_strip():
 def test_times_are_told_in_words():
     assert [seconds_text(each) for each in (1.234, 0.01, 0.0042)] == ["1.23 s", "0.01 s", "4.2 ms"]
     assert (clock_text(61.4), clock_text(90_000)) == ("0:01:01", "1 day, 1:00:00")
+
+
+def test_line_ends_of_all_kinds_are_one():
+    assert shown_text("a\r\nb\u2028c\u2029d") == "a\nb\nc\nd"
+    assert shown_text("over\rwrite") == "over␍write"

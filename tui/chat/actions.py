@@ -110,6 +110,10 @@ class Actions:
         is_wrapped = self._chat.view.wrap_code()
         self._chat.say("long lines of code are wrapped" if is_wrapped else "long lines of code are cut where … stands")
 
+    def do_guesses(self) -> None:
+        """Show in the answers what was guessed ahead, or their Markdown again."""
+        self._chat.legend.show(self._chat.view.color_guesses())
+
     # Conversations
 
     def do_new(self) -> Changes:

@@ -16,6 +16,7 @@ from tui.chat.changes import Changes, TextCame, ThoughtCame, Trouble
 from tui.chat.engine.client import EngineClient
 from tui.chat.engine.messages import Answer, StopAnswer
 from tui.chat.store.database import ConversationStoreError
+from tui.chat.store.guesses import Guesses, guesses_of
 from tui.chat.store.records import EndState, StoredMessage, Thinking, raw_text
 from tui.chat.store.store import ConversationStore
 
@@ -45,6 +46,8 @@ class AnswerWriter:
         self._request_ids = count(1)
         self._thinking_since = 0.0
         self._num_tokens = 0  # of its rounds
+        self._guesses: Guesses | None = None
+        self._num_characters = 0
 
     def send(
         self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool, is_text: bool
@@ -62,11 +65,16 @@ class AnswerWriter:
             unchosen=self._unchosen(),
             is_continued=is_continued,
             wants_parts=True,
+            wants_guesses=True,
         )
         if is_text:
             prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
         self.request, self.message = Answer(request_id, prompt), message
         self.thinking, self._num_tokens = message.thinking, 0
+        known = guesses_of(message.statistics)
+        is_known = known is not None and known.end == len(message.content)  # else it was written on without being told
+        self._guesses = known if is_known else None
+        self._num_characters = len(message.content)
         self._engine.send(self.request)
 
     def stop(self) -> None:
@@ -78,9 +86,13 @@ class AnswerWriter:
         """Take note of how many tokens a round had."""
         self._num_tokens += num_tokens
 
-    def write(self, text: str) -> Changes:
-        """Keep more of the answer, to be shown."""
-        shown = TextCame(text)
+    def write(self, text: str, guessed: tuple[tuple[int, int], ...] | None = None) -> Changes:
+        """Keep more of the answer, to be shown; `guessed`: which stretches of it were, if that is told."""
+        if guessed is not None:
+            before = self._guesses or Guesses(start=self._num_characters)
+            self._guesses = before.with_text(len(text), guessed)
+        self._num_characters += len(text)
+        shown = TextCame(text, self._guesses)
         try:
             self._store.append_text(self.message.id, text)
         except ConversationStoreError:
@@ -111,7 +123,8 @@ class AnswerWriter:
         if request is None:
             return ()
         thought = {} if self.thinking is None else {"thinking": self.thinking.to_record()}
-        kept = {**statistics, "seed": request.prompt.params.seed, **thought}
+        guessed = {} if self._guesses is None else {"guesses": self._guesses.to_record()}
+        kept = {**statistics, "seed": request.prompt.params.seed, **thought, **guessed}
         try:
             try:
                 return (self._store.finish_answer(self.message.id, state=state, statistics=kept),)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tui.chat.engine.messages import ContextFull
+from tui.chat.store.guesses import Guesses
 from tui.chat.store.records import StoredMessage, Thinking
 
 TroubleKind = Literal["no model", "dead", "memory", "context", "fault", "input", "store"]
@@ -33,6 +34,8 @@ class TextCame:
 
     text: str
     """As the model wrote it."""
+    guesses: Guesses | None = None
+    """Of all of the answer so far, if that is told."""
 
 
 @dataclass(frozen=True, slots=True)

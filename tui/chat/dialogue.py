@@ -343,7 +343,7 @@ class Dialogue:
         said = report.event if isinstance(report, OfAnswer) else report
         if isinstance(said, TextDelta):
             self.state = with_thinking(self.state, is_thinking=False)
-            return self._if_open(self._writer.write(said.text))
+            return self._if_open(self._writer.write(said.text, said.guessed))
         if isinstance(said, ReasoningDelta):
             self.state = with_thinking(self.state, is_thinking=True)
             return self._if_open(self._writer.think(said.text))

@@ -44,6 +44,7 @@ from tui.chat.store.store import ConversationStore
 from tui.chat.terminal_input import tells_background
 from tui.chat.themes import theme_name
 from tui.chat.widgets.conversation import ConversationView
+from tui.chat.widgets.guesses import GuessesLegend
 from tui.chat.widgets.lists import ConversationList
 from tui.chat.widgets.notice import Choice, NoticeBar
 from tui.chat.widgets.picker import ModelPicker
@@ -142,6 +143,7 @@ class ChatDisplay:
         self.drafts = DraftKeeper(services.store, self.dialogue, self.prompt)
         self.completions = self.prompt.completions
         self.notice = NoticeBar(id="notice")
+        self.legend = GuessesLegend(id="guesses")
         self.queued = Static("", id="queued", markup=False)
         self.side = ConversationList(id="side")
         self.panel = MachinePanel(id="machine")
@@ -315,8 +317,8 @@ class ChatDisplay:
                     self.attention.end_answer(is_failed=change.state == "failed")
             case StoredMessage():
                 await self.view.add(change)
-            case TextCame(text=text):
-                self.view.append(text)
+            case TextCame(text=text, guesses=guesses):
+                self.view.append(text, guesses)
             case ThoughtCame(thinking=thinking):
                 self.view.think(thinking)
             case PromptReturned(text=text):

@@ -49,7 +49,7 @@ FOOTER_WORDS = {
     "set": "Settings",
 }
 """Commands in the footer, with a word that fits beside the others in 80 columns; a narrow one shows the first."""
-TAKEN_BY_OTHERS = {"ctrl+e", "ctrl+f", "ctrl+q"}
+TAKEN_BY_OTHERS = {"ctrl+e", "ctrl+f", "ctrl+q", "f7"}
 """Keys that a text area or the app itself would act on; all others come in the order in which they were typed."""
 QUIT_SECONDS = 2.0  # within which Ctrl+C twice quits
 
@@ -102,7 +102,8 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="body"):
             yield chat.side
             with Vertical(id="talk"):
-                yield from (chat.view, chat.notice, chat.queued, chat.prompt.attached, chat.completions, chat.prompt)
+                yield from (chat.view, chat.legend, chat.notice, chat.queued, chat.prompt.attached)
+                yield from (chat.completions, chat.prompt)
             yield chat.panel
         yield chat.status
         yield Footer(compact=True, show_command_palette=False)

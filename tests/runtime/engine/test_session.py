@@ -16,8 +16,10 @@ from runtime.errors import OptionError
 from runtime.events import AnswerParts, Event, Finished, ReasoningDelta, Round, TextDelta, ToolCallDelta
 from runtime.planner.prefill import PrefillPlanner
 from runtime.prompts.prompt_file import Message, PromptRequest
+from runtime.tokenizer.answer_text import AnswerText
 from runtime.tokenizer.box import BoxedAnswer
 from tests.support.calling_models import CALL, save_calling_folder, saying, tools_json
+from tests.support.model_factory import build_tokenizer
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder, save_with_tokens_beyond
 
 SEED = 37
@@ -83,6 +85,50 @@ def test_text_deltas_join_to_the_text(opened: OpenSession) -> None:
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == finished.text
+
+
+def guessed_text(events: list[Event]) -> tuple[str, str]:
+    """The text that came, and the same with a dot for each character that was guessed."""
+    text, marked = "", ""
+    for event in events:
+        if isinstance(event, TextDelta):
+            assert event.guessed is not None
+            dots = list(event.text)
+            for start, end in event.guessed:
+                dots[start:end] = "•" * (end - start)
+            text, marked = text + event.text, marked + "".join(dots)
+    return text, marked
+
+
+def test_what_trees_proposed_is_told_apart_from_what_the_target_chose(opened: OpenSession) -> None:
+    """Whatever holds text back: each character is guessed as its token was, and none is added or lost."""
+    plain = answer(opened, request())[0]
+    assert plain.num_guessed_tokens is None
+    for params in ({}, {"stop": ("zz",)}, {"max_new_tokens": 7}, {"stop": (plain.text[7:10],)}):
+        *events, finished = opened.session.generate(replace(request(**params), wants_guesses=True))
+        assert isinstance(finished, Finished)
+        lengths, kept = AnswerText(build_tokenizer(), has_ends=True), list[bool]()
+        for done in events:
+            if isinstance(done, Round):
+                lengths.add(done.token_ids)
+                kept += [True] * (len(done.token_ids) - 1) + [False]
+        expected = "".join(
+            ("•" if is_guessed else "x") * (end - start)
+            for start, end, is_guessed in zip([0, *lengths.ends], lengths.ends, kept, strict=False)
+        )
+        text, marked = guessed_text(events)
+        assert text == finished.text == plain.text[: len(text)]
+        assert "".join("•" if sign == "•" else "x" for sign in marked) == expected[: len(text)]
+        assert finished.num_guessed_tokens == sum(kept[: finished.statistics.new_tokens])
+        assert 0 < finished.num_guessed_tokens <= finished.statistics.new_tokens
+
+
+def test_without_a_draft_nothing_is_guessed(tmp_path: Path) -> None:
+    with open_tiny(save_tiny_folder(tmp_path, seed=SEED)) as plain:
+        *events, finished = plain.session.generate(replace(request(), wants_guesses=True))
+        text, marked = guessed_text(events)
+    assert isinstance(finished, Finished) and finished.num_guessed_tokens == 0
+    assert text == marked == finished.text
 
 
 def test_caches_are_consistent_after_every_kind_of_end(opened: OpenSession) -> None:
@@ -277,6 +323,9 @@ def test_thinking_and_calls_come_apart_where_a_request_wants_that(tmp_path: Path
         assert (parts.content, parts.reasoning_content) == ("I look.", "well")
         assert [(call.name, call.arguments) for call in parts.tool_calls] == [("look", '{"at": "cat"}')]
         assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "I look."
+        told = [event for event in parts_of(opened, said, wants_guesses=True)[0] if isinstance(event, TextDelta)]
+        assert [event.text for event in told] == [event.text for event in events if isinstance(event, TextDelta)]
+        assert all(event.guessed is not None for event in told)
         assert [event.call for event in events if isinstance(event, ToolCallDelta)] == list(parts.tool_calls)
         whole = parts_of(opened, said, wants_parts=False)[1]
         assert whole.parts is None and (whole.text == said) is not are_special

@@ -211,3 +211,26 @@ def test_without_a_call_nothing_is_lost(words: list[str]) -> None:
     text = "".join(words)
     _, found = split([text], *(marks.begin for marks in CALLS))
     assert found.tool_calls or found.content == text
+
+
+@given(
+    strategies.lists(
+        strategies.sampled_from(["<think>", "</think>", "well", " ", "\n", "yes", "<thi", LOOK, "<tool_call>"])
+    ),
+    strategies.integers(1, 9),
+)
+def test_what_is_said_knows_where_in_the_answer_it_stood(words: list[str], size: int) -> None:
+    text = "".join(words)
+    begun: list[int] = []
+
+    def found(start: int, end: int) -> tuple[tuple[int, int], ...]:
+        begun.append(start)
+        return ((0, end - start),)
+
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    said = [part for part in split(pieces, "<think>", "<tool_call>", guessed=found)[0] if isinstance(part, TextDelta)]
+    assert [text[start : start + len(each.text)] for start, each in zip(begun, said, strict=True)] == [
+        each.text for each in said
+    ]
+    assert all(each.guessed == ((0, len(each.text)),) for each in said)
+    assert begun == sorted(begun)

@@ -172,3 +172,31 @@ def test_marks_that_are_kept_stay_although_they_are_special() -> None:
         assert "".join(released) + answer_text.finish() == answer_text.text == "<think>é</think>a {}"
     assert AnswerText(tokenizer, ["k>a"], kept=("</think>",)).add(token_ids) == "é</thin"
     assert AnswerText(tokenizer).add(token_ids) == "éa {}"
+
+
+@given(
+    strategies.text(strategies.sampled_from("aé€🙂 "), max_size=12), strategies.integers(1, 5), strategies.booleans()
+)
+def test_a_token_ends_where_its_last_whole_character_does(text: str, burst: int, is_streamed: bool) -> None:
+    token_ids = BYTES(text, add_special_tokens=False).input_ids if is_streamed else list(text.encode())
+    answer_text = AnswerText(BYTES if is_streamed else ByteDecoder(), has_ends=True)
+    for start in range(0, len(token_ids), burst):
+        answer_text.add(token_ids[start : start + burst])
+    raw = text.encode()
+    assert answer_text.ends == [len(raw[:num].decode(errors="ignore")) for num in range(1, len(raw) + 1)]
+
+
+def test_ends_are_those_of_tokens_that_belong_to_the_answer() -> None:
+    """A stop string takes characters away, which nobody asks about then."""
+    answer_text = AnswerText(ByteDecoder(), ("END",), has_ends=True)
+    assert answer_text.add(list(b"ab END more")) == "ab "
+    assert answer_text.ends == [1, 2, 3, 4, 5, 6] and len(answer_text.token_ids) == 6
+    assert AnswerText(PIECES).ends == []
+
+
+def test_ends_never_go_back_where_bytes_are_no_text() -> None:
+    the, cat = PIECES.convert_tokens_to_ids(["▁the", "▁cat"])
+    answer_text = AnswerText(PIECES, has_ends=True)
+    for token_id in (the, 3 + ord("a"), 3 + 0xFF, cat):
+        answer_text.add([token_id])
+    assert answer_text.ends == sorted(answer_text.ends) and answer_text.ends[-1] == len(answer_text.text)

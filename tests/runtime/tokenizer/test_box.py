@@ -85,6 +85,10 @@ def test_prompts_and_answers_are_those_of_transformers(tmp_path: Path, box: Toke
     assert ours.encode("the cat") == theirs("the cat")["input_ids"]
     assert ours.encode_pair("the ", "cat") == (theirs("the")["input_ids"], theirs(" cat")["input_ids"])
     assert ours.name(2) == "'</s>'"
+    told = ours.begin_answer(has_ends=True)
+    told.add(ids)
+    told.finish()
+    assert told.token_ends[-1] == len(told.text) and len(told.token_ends) == len(ids)
     answer, same = ours.begin_answer(("dog",), behind=ids[:2]), AnswerText(theirs, ("dog",), behind=ids[:2])
     for token_id in [*ids, *ids]:
         assert answer.add([token_id]) == same.add([token_id])

@@ -28,7 +28,7 @@ def test_a_prompt_and_its_answer(desk: Desk) -> None:
     assert isinstance(ask(desk, m.EncodeConversation(1, (Message("user", "the cat"),), False)), m.Encoded)
     assert ask(desk, m.Begin(1, 2, ["a"], [], [], [5])) == m.Text("<|user|>")
     assert ask(desk, m.Add(2, ids)) == m.Released("the c", ids.index(build_tokenizer()("a")["input_ids"][0]) + 1, True)
-    assert ask(desk, m.End(2)) == m.Ended("", "the c", ids.index(build_tokenizer()("a")["input_ids"][0]))
+    assert ask(desk, m.End(2)) == m.Ended("", "the c", ids.index(build_tokenizer()("a")["input_ids"][0]), "a")
     assert ask(desk, m.Describe(1, [*ids[:1], 2], True)) == m.Described([("the", b"the"), ("</s>", None)])
     assert ask(desk, m.Name(1, 2)) == m.Text("'</s>'")
 

@@ -9,6 +9,7 @@ from tui.chat.answering import AnswerWriter
 from tui.chat.changes import TextCame, ThoughtCame, Trouble
 from tui.chat.engine.messages import StopAnswer
 from tui.chat.store.database import ConversationStoreError
+from tui.chat.store.guesses import Guesses, guesses_of
 from tui.chat.store.records import Thinking
 
 TURNS = ({"role": "user", "content": "One?"},)
@@ -105,3 +106,17 @@ def test_what_cannot_be_kept_is_shown_all_the_same(writer, store, begin, monkeyp
     expected = troubles or (store.message(message.id),)
     assert writer.end("complete", {}) == expected
     assert writer.request is None
+
+
+def test_what_was_guessed_is_kept_at_the_end_and_goes_on_in_an_answer_that_does(writer, store, begin):
+    message = begin()
+    assert writer.write("Once ", ((0, 3),)) == (TextCame("Once ", Guesses(lengths=(3, 2))),)
+    assert writer.write("upon", ((1, 4),))[0].guesses == Guesses(lengths=(3, 3, 3))
+    (ended,) = writer.end("stopped", {"num_rounds": 2})
+    assert guesses_of(ended.statistics) == Guesses(lengths=(3, 3, 3)) and ended.statistics["num_rounds"] == 2
+    writer.send(store.continue_answer(message.id), TURNS, is_continued=True, is_text=False)
+    assert writer.write(" a", ())[0].guesses == Guesses(lengths=(3, 3, 3, 2))
+    writer.end("complete", {})
+    store.append_text(message.id, " by hand")  # what an engine did that tells nothing
+    writer.send(store.message(message.id), TURNS, is_continued=True, is_text=False)
+    assert writer.write(" time", ((0, 5),))[0].guesses == Guesses(start=len("Once upon a by hand"), lengths=(5,))

@@ -11,11 +11,11 @@ def chosen(**choices):
 
 def test_a_chosen_key_does_it_and_the_usual_one_does_no_more(tmp_path):
     async def story():
-        async with telling(tmp_path, **chosen(new="f7", undo="alt+u", search="ctrl+k")) as teller:
+        async with telling(tmp_path, **chosen(new="ctrl+w", undo="alt+u", search="ctrl+k")) as teller:
             await teller.ask("One?")
             await teller.press("ctrl+n")
             assert teller.contents == ["One?", "Hello there."]
-            await teller.press("f7")  # with which a text area marks everything
+            await teller.press("ctrl+w")  # with which a text area deletes a word
             await teller.until(lambda: teller.dialogue.conversation_id is None)
             await teller.ask("Two?")
             await teller.command("/clear")
@@ -30,8 +30,8 @@ def test_a_chosen_key_does_it_and_the_usual_one_does_no_more(tmp_path):
 
 def test_letters_and_a_chosen_key_come_in_the_order_in_which_they_are_typed(tmp_path):
     async def story():
-        async with telling(tmp_path, **chosen(send="f7", new_line="enter")) as teller:
-            await teller.press("h", "enter", "i", "f7")
+        async with telling(tmp_path, **chosen(send="f11", new_line="enter")) as teller:
+            await teller.press("h", "enter", "i", "f11")
             await teller.until(lambda: teller.contents == ["h\ni", "Hello there."])
 
     tell(story)
@@ -51,10 +51,10 @@ def test_up_still_moves_the_cursor_where_earlier_prompts_have_another_key(tmp_pa
 
 def test_footer_help_palette_and_hints_name_the_keys_that_hold(tmp_path):
     async def story():
-        keys = chosen(help="f12", new="none", stats="f7", quit="ctrl+x", **{"continue": "f10"})
+        keys = chosen(help="f12", new="none", stats="f11", quit="ctrl+x", **{"continue": "f10"})
         async with telling(tmp_path, size=(100, 40), **keys) as teller:
             footer = screen_rows(teller.app)[-1]
-            assert "f12 Help" in footer and "^x Quit" in footer and "New" not in footer and "f7 Machine" in footer
+            assert "f12 Help" in footer and "^x Quit" in footer and "New" not in footer and "f11 Machine" in footer
             assert "F12 all keys" in screen_text(teller.app)
             await teller.press("f1")
             assert teller.app.screen is teller.screen
@@ -71,7 +71,7 @@ def test_footer_help_palette_and_hints_name_the_keys_that_hold(tmp_path):
 
 
 def test_what_is_wrong_with_keys_is_told_at_the_start_and_in_the_settings(tmp_path):
-    keys = make_keymap({"nwe": "f7", "copy": "f10"})
+    keys = make_keymap({"nwe": "f11", "copy": "f10"})
 
     async def story():
         async with telling(tmp_path, keys=keys, notices=keys.problems) as teller:
@@ -103,12 +103,14 @@ def test_a_letter_may_be_a_key_where_nothing_is_typed(tmp_path):
 
 def test_dialogs_and_quitting_follow_the_chosen_keys(tmp_path):
     async def story():
-        async with telling(tmp_path, **chosen(keep="f7", cancel="f8", copy="f9", code="none", quit="ctrl+x")) as teller:
+        async with telling(
+            tmp_path, **chosen(keep="f11", cancel="f8", copy="f9", code="none", quit="ctrl+x")
+        ) as teller:
             await teller.command("/system")
             await teller.until(lambda: teller.app.screen is not teller.screen)
-            assert "F7 keeps it, F8 does not" in screen_text(teller.app)
+            assert "F11 keeps it, F8 does not" in screen_text(teller.app)
             await teller.type("Be brief.")
-            await teller.press("f7")
+            await teller.press("f11")
             await teller.until(lambda: teller.dialogue.system_prompt() == "Be brief.")
             await teller.command("/system")
             await teller.until(lambda: teller.app.screen is not teller.screen)

@@ -177,12 +177,12 @@ class _KeymapMaker:
     @staticmethod
     def _reason_against(name: str, key: str | None) -> str | None:
         if key is None:
-            return "which is no key; keys are written as ctrl+n, alt+x, f7 or pageup"
+            return "which is no key; keys are written as ctrl+n, alt+x, f12 or pageup"
         if key in _SAME_BYTES:
             return f"which a terminal cannot tell from {_SAME_BYTES[key]}"
         is_typed = any(name in names for place, names in PLACES.items() if place not in _UNTYPED)
         if is_typed and (key_to_character(key) or "\t").isprintable():
-            return "which is for writing; add ctrl or alt, or take a key such as f7"
+            return "which is for writing; add ctrl or alt, or take a key such as f12"
         return None
 
     def _refuse_twice(self) -> None:

@@ -57,6 +57,13 @@ COMMANDS = (
     ),
     Command("/attached", "Open attachments", "Open or fold the texts that went along with the prompts."),
     Command("/code", "Copy code", "Copy the last code block to the clipboard; again, the one above it.", "f9"),
+    Command(
+        "/guesses",
+        "Show guesses",
+        "Colour what was guessed ahead in the answers, as written; or show their Markdown again.",
+        "f7",
+        ("guessed",),
+    ),
     Command("/wrap", "Wrap code", "Break long lines of code, or show where they are cut."),
     Command(
         "/think [THINK]",
@@ -113,7 +120,7 @@ COMMANDS = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Answers": (
         *("stop", "regenerate", "edit", "continue", "attach", "attached", "editor", "think", "thoughts"),
-        *("copy", "code", "wrap"),
+        *("copy", "code", "wrap", "guesses"),
     ),
     "Conversations": (
         *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "deleted"),

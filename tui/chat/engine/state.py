@@ -197,6 +197,7 @@ def measured(finished: Finished) -> dict[str, Any]:
         "finish_reason": finished.finish_reason,
         "num_prompt_tokens": costs.prompt_tokens,
         "num_new_tokens": costs.new_tokens,
+        "num_guessed_tokens": finished.num_guessed_tokens,
         "num_rounds": costs.rounds,
         "prefill_seconds": costs.prefill_seconds,
         "expected_prefill_seconds": finished.expected_prefill_seconds,

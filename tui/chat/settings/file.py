@@ -47,7 +47,7 @@ _KEYS_COMMENT = """
 # Other keys, by the names that /help shows; "none" takes a key away. Without the first # of each line:
 # [keys]
 # new = "ctrl+n"
-# regenerate = "alt+r, f7"
+# regenerate = "alt+r, f12"
 """
 
 

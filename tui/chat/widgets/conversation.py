@@ -18,14 +18,16 @@ from textual.widgets import Static
 
 from tui.attachments import split_attachments
 from tui.chat.commands.keymap import key_now
+from tui.chat.store.guesses import Guesses, guesses_of
 from tui.chat.store.records import StoredMessage, Thinking
 from tui.chat.widgets.attachments import FoldedText
+from tui.chat.widgets.guesses import GuessedAnswer, guessed_share
 from tui.chat.widgets.markdown import AnswerMarkdown, CodeBlock
 from tui.chat.widgets.text_smoothing import TextSmoother
 from tui.chat.widgets.thinking import ThinkingFold
 from tui.chat.widgets.turn_head import TurnHead
 from tui.chat.widgets.welcome import Greeting, Welcome
-from tui.terminal_text import counted, one_line, show_terminal_escapes
+from tui.terminal_text import counted, one_line, shown_text
 
 FRAMES_PER_SECOND = 30
 SETTLE_SECONDS = 1.0
@@ -38,11 +40,6 @@ REST = 3.0
 LONGEST_REST_SECONDS = 0.5
 
 _FAILURES = {"context": "the context is full", "memory": "memory ran out", "dead": "the engine ended"}
-
-
-def shown_text(text: str) -> str:
-    """Return the text as it is drawn: line ends of one kind, and signs for what a terminal would obey."""
-    return show_terminal_escapes(text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
 
 
 class PromptTurn(Vertical):
@@ -74,11 +71,16 @@ class AnswerTurn(Vertical):
         *,
         wraps_code: bool = False,
         opens_thinking: bool = False,
+        shows_guesses: bool = False,
     ) -> None:
         super().__init__()
         self.message = message
         self.head = head or TurnHead(message)
         self._markdown = AnswerMarkdown(shown_text(message.content), wraps_code=wraps_code)
+        self._shows_guesses = shows_guesses
+        self._guessed = GuessedAnswer()
+        self._written = message.content  # what is drawn of it, as the model wrote it
+        self._guesses = guesses_of(message.statistics)
         self._caption = Static(markup=False, classes="turn-caption")
         self.thinking = ThinkingFold(message.thinking, is_open=opens_thinking)
         self._is_told = False  # elsewhere, why it failed
@@ -87,9 +89,11 @@ class AnswerTurn(Vertical):
         yield self.head
         yield self.thinking
         yield self._markdown
+        yield self._guessed
         yield self._caption
 
     def on_mount(self) -> None:
+        self._show_guesses()
         self._show_caption()
 
     @property
@@ -101,6 +105,18 @@ class AnswerTurn(Vertical):
         """Append to what is shown."""
         self.thinking.end()
         self._markdown.append(shown_text(text))
+        self._written += text
+        self._show_guesses()
+
+    def note_guesses(self, guesses: Guesses) -> None:
+        """Take note of where the text comes from that has arrived so far, to be drawn with it."""
+        self._guesses = guesses
+
+    def color_guesses(self, shows_guesses: bool) -> None:
+        """Show the text as it was written, with what was guessed ahead in another colour, or as Markdown."""
+        self._shows_guesses = shows_guesses
+        self._show_guesses()
+        self._show_caption()
 
     def end(self, message: StoredMessage) -> None:
         """Show how it ended, with the message whole; why it failed is for the notice to tell, until `spell_out`."""
@@ -110,6 +126,8 @@ class AnswerTurn(Vertical):
         if self._markdown.source != whole:
             self._markdown.update(whole)
         self._markdown.end()
+        self._written, self._guesses = message.content, guesses_of(message.statistics)
+        self._show_guesses()
         self._show_caption()
 
     def spell_out(self) -> None:
@@ -122,8 +140,18 @@ class AnswerTurn(Vertical):
         """Break lines of code that are too long, or show where they are cut."""
         self._markdown.wrap_code(wraps_code)
 
+    def _show_guesses(self) -> None:
+        is_shown = self._shows_guesses and bool(self._written)
+        self._markdown.display, self._guessed.display = not self._shows_guesses, is_shown
+        if is_shown:
+            self._guessed.show(self._written, self._guesses)
+
     def _show_caption(self) -> None:
         caption = turn_caption(self.message, is_told=self._is_told, go_on=key_now(self, "continue"))
+        if self._shows_guesses and caption:
+            statistics = self.message.statistics
+            share = guessed_share(statistics.get("num_guessed_tokens"), statistics.get("num_new_tokens"))
+            caption = f"{share} · {caption}"
         self._caption.update(caption)
         self._caption.display = bool(caption)
         self.set_class(self.message.state == "failed", "-failed")
@@ -136,13 +164,16 @@ def turn_view(
     versions: Sequence[int] = (),
     wraps_code: bool = False,
     opens_thinking: bool = False,
+    shows_guesses: bool = False,
 ) -> PromptTurn | AnswerTurn:
     """Return the widget that shows a message, which is one of these versions; one that is left out is marked."""
     head = TurnHead(message, versions)
     if message.role == "user":
         turn: PromptTurn | AnswerTurn = PromptTurn(message, head)
     else:
-        turn = AnswerTurn(message, head, wraps_code=wraps_code, opens_thinking=opens_thinking)
+        turn = AnswerTurn(
+            message, head, wraps_code=wraps_code, opens_thinking=opens_thinking, shows_guesses=shows_guesses
+        )
     turn.set_class(message.is_left_out, "-left-out")
     return turn
 
@@ -225,7 +256,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._copied: CodeBlock | None = None
         self._greeting = Greeting()
         self._versions: Mapping[int, Sequence[int]] = {}
-        self._wraps_code = self._opens_thinking = False
+        self._wraps_code = self._opens_thinking = self._shows_guesses = False
         self._rests_until = 0.0  # drawing, by perf_counter
 
     def on_mount(self) -> None:
@@ -270,9 +301,11 @@ class ConversationView(VerticalScroll, can_focus=False):
             self._growing = turn
         self.anchor()
 
-    def append(self, text: str) -> None:
-        """Take more of the answer that grows, to be drawn smoothly."""
+    def append(self, text: str, guesses: Guesses | None = None) -> None:
+        """Take more of the answer that grows, to be drawn smoothly; `guesses`: of all of it, if that is told."""
         if self._growing is not None:
+            if guesses is not None:
+                self._growing.note_guesses(guesses)
             self._smoother.push(text, now=self._clock())
             self._drawing.resume()
 
@@ -287,6 +320,13 @@ class ConversationView(VerticalScroll, can_focus=False):
         for turn in self.query(AnswerTurn):
             turn.thinking.open(self._opens_thinking)
         return self._opens_thinking
+
+    def color_guesses(self) -> bool:
+        """Show in answers what was guessed ahead, here and from now on, or Markdown again; return which it is now."""
+        self._shows_guesses = not self._shows_guesses
+        for turn in self.query(AnswerTurn):
+            turn.color_guesses(self._shows_guesses)
+        return self._shows_guesses
 
     async def end(self, message: StoredMessage) -> None:
         """Draw all of an answer that is over, and how it ended."""
@@ -322,6 +362,8 @@ class ConversationView(VerticalScroll, can_focus=False):
             self._copied.answer.mark(None)
         self._copied = block
         block.answer.mark(block.block)
+        if not block.answer.display:  # what is shown instead is no Markdown
+            return
         top = block.answer.region.y - self.content_region.y + self.scroll_offset.y
         self.scroll_to_region(Region(0, top + block.answer.row_of(block.block), 1, 2), animate=False)
 
@@ -409,6 +451,7 @@ class ConversationView(VerticalScroll, can_focus=False):
             versions=self._versions.get(message.id, ()),
             wraps_code=self._wraps_code,
             opens_thinking=self._opens_thinking,
+            shows_guesses=self._shows_guesses,
         )
 
     def _draw(self) -> None:

@@ -65,9 +65,9 @@ def test_nothing_chosen_changes_nothing():
 @pytest.mark.parametrize(
     ("choices", "chosen"),
     [
-        ({"new": "F7"}, {"new": "f7"}),
-        ({"new": "f7, alt+x"}, {"new": "f7,alt+x"}),
-        ({"new": ["f7", "Shift+Ctrl+Left"]}, {"new": "f7,ctrl+shift+left"}),
+        ({"new": "F11"}, {"new": "f11"}),
+        ({"new": "f11, alt+x"}, {"new": "f11,alt+x"}),
+        ({"new": ["f11", "Shift+Ctrl+Left"]}, {"new": "f11,ctrl+shift+left"}),
         ({"undo": "ctrl++"}, {"undo": "ctrl+plus"}),
         ({"regenerate": "none"}, {"regenerate": NO_KEY}),
         ({"new": "ctrl+r", "regenerate": "ctrl+n"}, {"new": "ctrl+r", "regenerate": "ctrl+n"}),
@@ -84,8 +84,8 @@ def test_what_can_hold_holds_without_a_word(choices, chosen):
 @pytest.mark.parametrize(
     ("choices", "chosen", "words"),
     [
-        ({"nwe": "f7"}, {}, "nothing is called nwe; did you mean new"),
-        ({"zzzz": "f7"}, {}, "nothing is called zzzz; /help lists the names"),
+        ({"nwe": "f11"}, {}, "nothing is called nwe; did you mean new"),
+        ({"zzzz": "f11"}, {}, "nothing is called zzzz; /help lists the names"),
         ({"new": 5}, {}, 'new is 5; give a key such as "ctrl+n"'),
         ({"new": "ctrl+frob"}, {}, "new is 'ctrl+frob', which is no key; keys are written as ctrl+n"),
         ({"new": "hat+n"}, {}, "which is no key"),
@@ -95,9 +95,9 @@ def test_what_can_hold_holds_without_a_word(choices, chosen):
         ({"send": "none"}, {}, "send must have a key; it keeps Enter"),
         ({"new": "enter"}, {}, "Enter is chosen for new, but send must have a key, and new keeps Ctrl+N"),
         (
-            {"new": "f7", "copy": "f7"},
-            {"new": "f7"},
-            "F7 is chosen for both new and copy; new has it, and copy keeps F8",
+            {"new": "f11", "copy": "f11"},
+            {"new": "f11"},
+            "F11 is chosen for both new and copy; new has it, and copy keeps F8",
         ),
         (
             {"new": "ctrl+r"},
@@ -114,7 +114,7 @@ def test_what_does_not_hold_is_told_in_a_sentence(choices, chosen, words):
     assert len(found.problems) == 1 and words in found.problems[0] and found.problems[0].startswith("[keys] in")
 
 
-@pytest.mark.parametrize("value", [5, "ctrl+n", ["f7"], None])
+@pytest.mark.parametrize("value", [5, "ctrl+n", ["f11"], None])
 def test_what_is_no_table_is_told(value):
     assert make_keymap(value).chosen == {} and "is no table" in make_keymap(value).problems[0]
 

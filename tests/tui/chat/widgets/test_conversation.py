@@ -20,7 +20,6 @@ from tui.chat.widgets.conversation import (
     AnswerTurn,
     ConversationView,
     PromptTurn,
-    shown_text,
     turn_caption,
     turn_view,
 )
@@ -298,11 +297,6 @@ def test_a_failed_answer_is_marked():
         assert "no answer: no room" in screen_text(app)
 
     hang(turn, story)
-
-
-def test_line_ends_of_all_kinds_are_one():
-    assert shown_text("a\r\nb\u2028c\u2029d") == "a\nb\nc\nd"
-    assert shown_text("over\rwrite") == "over␍write"
 
 
 def test_a_message_gets_the_widget_of_its_role():

@@ -42,7 +42,7 @@ def test_several_lines_may_be_empty():
 KEYS = (
     Binding("tab", "complete", tooltip="Take the completion."),
     Binding("shift+enter,ctrl+j", "begin_line", tooltip="Begin another line of the prompt."),
-    Binding("f7", "do('new')", tooltip=COMMANDS[0].help),
+    Binding("f11", "do('new')", tooltip=COMMANDS[0].help),
     Binding("f12", "unexplained"),
 )
 
@@ -59,7 +59,7 @@ def test_the_page_lists_every_command_and_key():
         await until(pilot, lambda: "Take the completion." in screen_text(app))
         text = screen_text(app)
         assert " │ Shift+Enter, Ctrl+J           Begin another line of the prompt." in text
-        assert "F7" not in text and "F12" not in text
+        assert "F11" not in text and "F12" not in text
 
     run(app, story, size=(130, 70))
 
