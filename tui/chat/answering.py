@@ -59,22 +59,10 @@ class AnswerWriter:
         self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool, is_text: bool
     ) -> None:
         """Ask for an answer to these turns, as `message`; where `is_text`, they are a text to be written on."""
-        params, request_id = self._params(), next(self._request_ids)
-        params = replace(params, seed=params.seed + len(self._store.versions_of(message.id)) - 1)
-        messages = tuple(
-            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
-        )
-        prompt = PromptRequest(
-            id=str(request_id),
-            messages=messages,
-            params=params,
-            unchosen=self._unchosen(),
-            is_continued=is_continued,
-            wants_parts=True,
-            wants_guesses=True,
-        )
-        if is_text:
-            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
+        request_id = next(self._request_ids)
+        prompt = self.prompt_of(turns, is_continued=is_continued, is_text=is_text)
+        seed = prompt.params.seed + len(self._store.versions_of(message.id)) - 1
+        prompt = replace(prompt, id=str(request_id), params=replace(prompt.params, seed=seed))
         self.request, self.message = Answer(request_id, prompt), message
         self.thinking, self._num_tokens = message.thinking, 0
         known = guesses_of(message.statistics)
@@ -83,6 +71,26 @@ class AnswerWriter:
         self._num_characters = len(message.content)
         self._has_asked = True
         self._engine.send(self.request)
+
+    def prompt_of(
+        self, turns: tuple[dict[str, str], ...], *, is_continued: bool = False, is_text: bool
+    ) -> PromptRequest:
+        """Return what the model reads of these turns; where `is_text`, they are a text to be written on."""
+        messages = tuple(
+            Message(turn["role"], turn["content"], reasoning_content=turn.get("reasoning_content")) for turn in turns
+        )
+        prompt = PromptRequest(
+            id="",
+            messages=messages,
+            params=self._params(),
+            unchosen=self._unchosen(),
+            is_continued=is_continued,
+            wants_parts=True,
+            wants_guesses=True,
+        )
+        if is_text:
+            prompt = replace(prompt, messages=None, prompt=raw_text(turns), is_continued=False, wants_parts=False)
+        return prompt
 
     def stop(self) -> None:
         """Let the engine end what it is writing, if it is writing; what came is kept."""

@@ -7,10 +7,12 @@ what makes no sense now.
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, ReasoningDelta, Round, TextDelta
+from runtime.prompts.prompt_file import PromptRequest
 from tui.attachments import joined_messages
 from tui.chat.answering import AnswerWriter
 from tui.chat.changes import (
@@ -486,10 +488,27 @@ class Dialogue:
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
     def _send_answer(self, message: StoredMessage, turns: tuple[dict[str, str], ...], *, is_continued: bool) -> None:
-        is_text = self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template)
-        self._writer.send(message, turns, is_continued=is_continued, is_text=is_text)
+        self._writer.send(message, turns, is_continued=is_continued, is_text=self._is_text)
         self.full = None
         self.state = begin_answer(self.state)
+
+    @property
+    def _is_text(self) -> bool:
+        return self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template)
+
+    def request_with(self, text: str) -> PromptRequest | None:
+        """Return what the model would read if that was sent now, or of the conversation as it stands if it is empty.
+
+        None while an answer makes the conversation grow, or if there is nothing to read.
+        """
+        if self.is_answering and self._writer.message.conversation_id == self.conversation_id:
+            return None
+        messages = [message for message in self.messages() if not message.is_left_out]
+        kept = list(takewhile(lambda message: message.id != self.editing_id, messages))
+        if text:
+            kept.append(StoredMessage(role="user", content=text, state="complete", created_at=0))
+        turns = chat_turns(self.system_prompt(), readable(kept)) if kept else ()
+        return self._writer.prompt_of(turns, is_text=self._is_text) if turns else None
 
     def _turns(self) -> tuple[dict[str, str], ...]:
         assert self.conversation_id is not None
