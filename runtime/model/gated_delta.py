@@ -82,9 +82,8 @@ def delta_rule(
     for heads, key_heads in _head_groups(num_heads, key.shape[0], num_pairs=num_tokens * num_tokens):
         q, k = (states[key_heads].repeat_interleave(num_heads // len(key), 0) for states in (query, key))
         part = _Block.of(q, k, value[:, heads], sums[:, heads], beta[:, heads], paths.ancestors)
-        written = part.solve(part.wanted - part.decayed_keys @ state[heads])
-        read = part.scores[:, first:] @ written + part.decayed_queries[:, first:] @ state[heads]
-        outputs[:, heads] = read.transpose(0, 1).to(outputs.dtype)
+        _, read = part.run(state[heads], first=first)
+        outputs[:, heads] = read.to(outputs.dtype)
     return outputs
 
 
@@ -110,9 +109,8 @@ def delta_chain(
         sums = log_decay[rows].to(torch.float64).cumsum(0)
         causal = torch.ones(len(sums), len(sums), dtype=torch.bool, device=sums.device).tril()
         block = _Block.of(q, k, value[rows], sums, beta[rows], causal)
-        written = block.solve(block.wanted - block.decayed_keys @ state)
-        read = block.scores @ written + block.decayed_queries @ state
-        outputs[rows] = read.transpose(0, 1).to(outputs.dtype)
+        written, read = block.run(state)
+        outputs[rows] = read.to(outputs.dtype)
         left = (sums[-1] - sums).to(torch.float32).exp()  # (R, Hv)
         state.mul_(sums[-1].to(torch.float32).exp()[:, None, None])
         state.baddbmm_((k * left.T[:, :, None]).transpose(1, 2), written)
@@ -159,10 +157,15 @@ class _Block:
             decayed_queries=query * total,
         )
 
-    def solve(self, wanted: torch.Tensor) -> torch.Tensor:
-        """Return what each token writes, (H, R, Dv), where alone it would write what is `wanted`."""
-        written: torch.Tensor = torch.linalg.solve_triangular(self.system, wanted, upper=False, unitriangular=True)
-        return written
+    def run(self, state: torch.Tensor, *, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what each token writes, (H, R, Dv), and what those from the `first` on read, (T, H, Dv).
+
+        `state` (H, Dk, Dv): the one on which they stand.
+        """
+        wanted = self.wanted - self.decayed_keys @ state
+        written = torch.linalg.solve_triangular(self.system, wanted, upper=False, unitriangular=True)
+        read = self.scores[:, first:] @ written + self.decayed_queries[:, first:] @ state
+        return written, read.transpose(0, 1)
 
 
 def _normalised(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -150,9 +150,10 @@ def test_a_turn_is_copied_as_it_is_read(tmp_path):
 
 def test_a_turn_that_says_nothing_is_not_copied(tmp_path):
     async def story():
-        async with telling(
-            tmp_path, script=lambda request: [] if isinstance(request, Answer) else endless(request)
-        ) as (teller):
+        def script(request):
+            return [] if isinstance(request, Answer) else endless(request)
+
+        async with telling(tmp_path, script=script) as teller:
             await teller.ask("One?", is_awaited=False)
             await teller.press("alt+up", "c")
             await teller.hears("this turn says nothing that could be copied")
