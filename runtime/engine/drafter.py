@@ -108,9 +108,11 @@ class Drafter:
             state.num_committed = stop
 
     def share(self, num_tokens: int, *, source: int, lane: int) -> None:
-        """Let a lane begin with what another one holds of its first `num_tokens` tokens."""
-        self._lanes[lane] = _Lane(min(num_tokens, self._lanes[source].num_committed))
-        self.model.cache.copy(self._lanes[lane].num_committed, source=source, lane=lane)
+        """Let a lane begin with what another one holds of its first `num_tokens` tokens, if that is more."""
+        held = min(num_tokens, self._lanes[source].num_committed)
+        if (held := self.model.cache.reachable(held, lane=source)) > self._lanes[lane].num_committed:
+            self._lanes[lane] = _Lane(held)
+            self.model.cache.copy(held, source=source, lane=lane)
 
     def restore(self, start: int, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
         """Let a lane hold tokens that were run before, behind its first `start`; see `StreamedModel.restore`."""
@@ -156,5 +158,5 @@ class Drafter:
         state = self._lanes[lane]
         if num_tokens is not None:
             state.num_committed = min(state.num_committed, num_tokens)
-        self.model.cache.truncate(state.num_committed, lane=lane)
+        state.num_committed = self.model.cache.truncate(state.num_committed, lane=lane)
         state.slots = {}

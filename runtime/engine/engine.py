@@ -292,8 +292,10 @@ class Engine:
                 is_before = False
                 continue
             num_shared = other.num_shared(sequence.text)
-            if other.choosing is None or not is_before or other not in sequences:
-                num_shared = min(num_shared, other.num_committed)
+            cache = self.target.cache
+            # Of a state nothing can be taken while the very pass computes it: it may be further by then.
+            if other.choosing is None or not is_before or other not in sequences or cache.recurrent:
+                num_shared = cache.reachable(min(num_shared, other.num_committed), lane=other.lane)
             if num_shared >= num_tokens + LEAST_SHARED:
                 best, num_tokens = other.lane, num_shared
         return best, num_tokens
@@ -350,7 +352,11 @@ class Engine:
                 TokenTree.rooted(TreeTopology.single(), root_token_id=text[-1], root_position=len(text) - 1)
                 for text in texts
             ]
-        begun = [place for place in ready if place.num_read > 1]
+        begun = [
+            place
+            for place, text in zip(ready, texts, strict=True)
+            if place.num_read > 1 or len(text) - self.drafter.num_committed_in(place.lane) > PREFILL_CHUNK_TOKENS
+        ]
         sources = {place.shared[0] for place in places if place.shared is not None}
         for place in begun:
             num_left = 1 if place.lane in sources else max(1, PREFILL_CHUNK_TOKENS // len(begun))
@@ -479,7 +485,8 @@ class Engine:
 
     def prompt_progress(self, prompt: Sequence[int], *, lane: int = 0) -> PrefillProgress:
         """Return how much of a prompt a lane holds, and how long the rest takes: reading what is kept, and passes."""
-        num_held, num_prompt = self.sequences[lane].num_kept(prompt), len(prompt)
+        num_kept, num_prompt = self.sequences[lane].num_kept(prompt), len(prompt)
+        num_held = self.target.cache.reachable(num_kept, lane=lane)
         if self.prefixes is None:
             return self.prefill_progress(num_held, num_prompt)
         num_read, seconds = self.prefixes.outlook(prompt, num_held, self.planner.costs)
@@ -508,7 +515,7 @@ class Engine:
         sequence.num_cached = sequence.num_committed
 
     def truncate(self, num_tokens: int, *, lane: int = 0) -> None:
-        """Shorten a lane's text, and both caches with it."""
+        """Shorten a lane's text, and both caches with it, as far as states go back: what they lose is pending again."""
         sequence = self.sequences[lane]
         del sequence.text[num_tokens:]
         sequence.num_committed = min(sequence.num_committed, num_tokens)
@@ -517,7 +524,7 @@ class Engine:
     def roll_back(self, *, lane: int = 0) -> None:
         """Forget what either cache holds beyond a lane's committed text."""
         sequence = self.sequences[lane]
-        self.target.cache.truncate(sequence.num_committed, lane=lane)
+        sequence.num_committed = self.target.cache.truncate(sequence.num_committed, lane=lane)
         if self.drafter is not None:
             self.drafter.roll_back(len(sequence.text), lane=lane)
 

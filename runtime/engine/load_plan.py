@@ -26,6 +26,7 @@ from runtime.config import (
     PREFILL_CHUNK_TOKENS,
     DraftFormat,
     EngineConfig,
+    parse_prefix_cache,
 )
 from runtime.engine.draft_choice import FoundDraft, take_draft
 from runtime.engine.model_folders import model_name
@@ -306,6 +307,21 @@ class LoadPlan:
         return replace(self, placement=placement)
 
     @property
+    def keeps_no_prefixes(self) -> bool:
+        """Whether a model has layers whose states the prefix cache cannot hold."""
+        return self.target.is_hybrid or (not self.config.is_plain and self.draft_files.is_hybrid)
+
+    @property
+    def prefix_note(self) -> str | None:
+        """What to know where the prefix cache is wanted and cannot hold what layers keep."""
+        if not self.keeps_no_prefixes or parse_prefix_cache(self.config.prefix_cache) == 0:
+            return None
+        return (
+            "layers keep states instead of keys and values, which the prefix cache cannot hold yet: each start reads "
+            "its prompts anew"
+        )
+
+    @property
     def is_host(self) -> bool:
         return self.device.type == "cpu"
 
@@ -351,7 +367,8 @@ def _with_texts(
         most = 1
     if config.num_texts is None:
         context_tokens = config.context_tokens or usual_context_tokens
-        text_bytes = context_tokens * target.cache_bytes_per_token(compute_dtype(config, target, device))
+        dtype = compute_dtype(config, target, device)
+        text_bytes = context_tokens * target.cache_bytes_per_token(dtype) + 2 * target.workspace(dtype).state_bytes
         layer_bytes = sum(layout.slab_bytes for layout in target.layouts)
         machine = machine_of(config, device)
         room_bytes = machine.device_budget_bytes
@@ -504,6 +521,7 @@ def _check_draft_device(
     assert found is not None, "a session with a draft"
     num_tokens = min(PREFILL_CHUNK_TOKENS + need.max_nodes, need.cached_tokens)
     num_bytes = found.num_bytes + need.cached_tokens * found.cache_bytes_per_token
+    num_bytes += files.workspace(dtype).states_bytes(num_texts=need.num_texts, num_nodes=need.max_nodes, is_grown=True)
     num_bytes += 0 if draft is not None else files.other_bytes(device)
     num_bytes += files.workspace(dtype).pass_bytes(num_tokens, need.capacity_tokens) + found.scratch_bytes
     usable = usable_bytes(find_memory(device).free_bytes)

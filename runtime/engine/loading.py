@@ -51,6 +51,7 @@ from runtime.model.generation_config import token_ids_of
 from runtime.model.layer_binding import ComputePlan
 from runtime.model.model_loader import ModelFiles, SharedLayers, load_draft, open_streamed, read_others
 from runtime.model.streamed_model import StreamedModel
+from runtime.model.tree_cache import CacheShape
 from runtime.planner.initial_plan import (
     NO_DRAFT,
     InitialPlan,
@@ -198,7 +199,7 @@ def load_session(
     on_draft = [NO_DRAFT] if is_undrafted else [] if plan.draft_note is None else [plan.draft_note]
     if cache is not None and cache.damaged:
         on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
-    on_type = tuple(note for note in (plan.dtype_note, plan.packing_note) if note is not None)
+    on_type = tuple(note for note in (plan.dtype_note, plan.packing_note, plan.prefix_note) if note is not None)
     planned = start.notes(plan, is_planned=engine.planner.choice is not None)
     notes = (*on_type, *on_draft, *_cache_notes(plan), *planned)
     if not is_early:
@@ -472,14 +473,14 @@ def _open_prefixes(
     A block is named by all that its bytes depend on; another draft's could only cost acceptance.
     """
     max_bytes = parse_prefix_cache(plan.config.prefix_cache)
-    if state_folder is None or max_bytes == 0:
+    if state_folder is None or max_bytes == 0 or plan.keeps_no_prefixes:
         return None
     store = PrefixStore(state_folder / "prefixes", max_bytes=max_bytes)
     travelling = sorted(plan.residency.travelling) if plan.config.kv_format != "exact" else []
 
     def describe(files: ModelFiles, dtype: torch.dtype, device: torch.device, **how: object) -> dict[str, object]:
         digest = model_digest(files.checkpoint.folder)
-        shapes = [[*shape.keys, *shape.values] for shape in files.cache_shapes]
+        shapes = [[*shape.keys, *shape.values] for shape in files.cache_shapes if isinstance(shape, CacheShape)]
         return {"digest": digest, "dtype": str(dtype), "device": device.type, "shapes": shapes, **how}
 
     shared = plan.residency.resident_layers if plan.config.share_layers else ()

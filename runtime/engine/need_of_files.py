@@ -70,10 +70,13 @@ def need_of_files(
         num_slots=config.ring_slots,
         num_graft_nodes=config.num_graft_nodes,
         kv_cache=kv_cache_on(
-            config.kv_cache, is_apart=num_texts == 1 and (device.type != "cpu" or config.link is not None)
+            config.kv_cache,
+            is_apart=num_texts == 1 and (device.type != "cpu" or config.link is not None),
+            has_states=target.is_hybrid,
         ),
         cache_layer_bytes=target.cache_layer_bytes(dtype),
         row_layer_bytes=target.row_layer_bytes(config.kv_format),
+        are_marks_apart=device.type != "cpu",
     )
     if packing is not None:
         need = need.packed(
@@ -129,7 +132,7 @@ def draft_need(
         table_bytes=0 if is_substitute else files.table_bytes(device),
         workspace=files.workspace(dtype),
         scratch_bytes=files.scratch_bytes(dtype, device) if is_widened else 0,
-        is_recorded=device.type == "cuda" and files.num_masks == 1,
+        is_recorded=device.type == "cuda" and files.num_masks == 1 and not files.is_hybrid,
         shared_layer_bytes=shared,
     )
 

@@ -14,8 +14,8 @@ from offload.errors import CheckpointError
 from offload.formats.stored_sizes import PACKED
 from profiles.errors import quote
 from runtime.fit.file_formats import format_of_settings
-from runtime.fit.shapes import GlobalAttention, ModelShape
-from runtime.fit.workspace import expanded_width, num_masks
+from runtime.fit.shapes import GlobalAttention, ModelShape, Recurrence
+from runtime.fit.workspace import DeltaSizes, expanded_width, num_masks
 
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -30,7 +30,18 @@ _TIED_UNLESS_SAID = {
     *("gpt2", "cohere", "cohere2", "smollm3", "opt", "bloom"),
 }
 _BIASED_QUERIES = {"qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "seed_oss"}
-_NORMED_QUERIES = {"qwen3", "qwen3_vl_text", "gemma3_text", "gemma4_text", "exaone4"}
+_DELTA_KINDS = {"qwen3_5_text", "qwen3_next"}
+"""Whose `linear_attention` is Gated DeltaNet, stored as `shapes` has it."""
+_DELTA_SIZES = {
+    "num_key_heads": "linear_num_key_heads",
+    "num_heads": "linear_num_value_heads",
+    "key_width": "linear_key_head_dim",
+    "value_width": "linear_value_head_dim",
+    "window": "linear_conv_kernel_dim",
+}
+_USUAL_INTERVAL = 4
+"""Every so many layers attend, unless a configuration says otherwise."""
+_NORMED_QUERIES = {"qwen3", "qwen3_vl_text", "gemma3_text", "gemma4_text", "exaone4", *_DELTA_KINDS}
 """Whose queries and keys each have a norm as wide as a head."""
 _NUM_NORMS = {
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_text", "muse_glimmer_text"), 4),
@@ -75,10 +86,11 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         item_bytes=item_bytes,
         num_vector_elements=num_vector_elements + (2 * head_dim if kind in _NORMED_QUERIES else 0),
         num_norms=_NUM_NORMS.get(kind, 2),
-        has_gated_attention=kind == "muse_glimmer_text",
+        has_gated_attention=kind == "muse_glimmer_text" or kind in _DELTA_KINDS,
         is_gated=kind not in _WITHOUT_GATE,
         published_as=published_as,
         global_attention=_global_attention(text, num_layers, kv_heads, where=where) if kind == "gemma4_text" else None,
+        recurrence=_recurrence(text, num_layers, where=where) if kind in _DELTA_KINDS else None,
         cache_heads=_cache_heads(text, heads, head_dim, where=where),
         num_masks=num_masks(text),
         expanded_width=expanded_width(text, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim),
@@ -115,6 +127,25 @@ def _global_attention(text: Mapping[str, Any], num_layers: int, num_kv_heads: in
     )
 
 
+def _recurrence(text: Mapping[str, Any], num_layers: int, *, where: str) -> Recurrence | None:
+    """Return the Gated DeltaNet layers of a hybrid; None where all of its layers attend."""
+    kinds = text.get("layer_types")
+    if isinstance(kinds, list) and len(kinds) == num_layers:
+        layers = {index for index, kind in enumerate(kinds) if kind == "linear_attention"}
+    else:
+        interval = _optional_size(text, ("full_attention_interval",), where) or _USUAL_INTERVAL
+        layers = {index for index in range(num_layers) if (index + 1) % interval}
+    sizes = {}
+    for name, key in _DELTA_SIZES.items():
+        size = _optional_size(text, (key,), where)
+        if size is None:
+            raise CheckpointError(f"{where} has no {key}; expected the configuration of a Gated DeltaNet hybrid")
+        sizes[name] = size
+    if not layers:
+        return None
+    return Recurrence(layers=frozenset(layers), delta=DeltaSizes(num_layers=len(layers), **sizes))
+
+
 def _max_context_tokens(config: Mapping[str, Any], *, where: str) -> int | None:
     """Return the most positions of a text, which with longrope are those before its frequencies change."""
     sizes = [_optional_size(config, ("max_position_embeddings", "n_positions"), where)]
@@ -143,8 +174,11 @@ def _refuse_other_models(text: Mapping[str, Any], *, whole: Mapping[str, Any], w
     if text.get("is_encoder_decoder") is True:
         reason = "an encoder-decoder model"
     layers = text.get("layer_types")
-    if isinstance(layers, list) and set(map(str, layers)) - {"full_attention", "sliding_attention"}:
-        reason = "a model with layers other than full or sliding attention"
+    known = {"full_attention", "sliding_attention"}
+    if text.get("model_type") in _DELTA_KINDS:
+        known.add("linear_attention")
+    if isinstance(layers, list) and set(map(str, layers)) - known:
+        reason = "a model with layers other than full or sliding attention, or Gated DeltaNet as Qwen3.5 has it"
     if text.get("num_kv_shared_layers"):
         reason = "a model whose layers share keys and values"
     if reason is not None:

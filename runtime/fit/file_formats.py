@@ -15,7 +15,8 @@ from offload.formats.stored_sizes import GGML_BLOCKS
 from offload.units import round_up_to_page
 
 Matrices = Mapping[str, tuple[int, int]]
-"""A layer's linear weights (O, I) by their role: q, k, v, o, gate, up, down, attention_gate."""
+"""A layer's linear weights (O, I) by their role: q, k, v, o, gate, up, down, attention_gate; of a recurrence instead of
+the first three qkv, output_gate, beta and decay."""
 
 GGUF_MIXES: Mapping[str, str] = {
     "Q8_0": "Q8_0",
@@ -87,7 +88,7 @@ class FormatQuestion:
     """A model of dense layers, as far as its bytes depend on it."""
 
     layers: Sequence[Matrices]
-    num_vector_elements: int
+    num_vector_elements: Sequence[int]
     """Of each layer."""
     group_size: int
     """Query heads for each key head."""
@@ -99,14 +100,14 @@ class FormatQuestion:
     def sizes_in(self, name: str) -> StoredSizes:
         """Return what files of one of FILE_FORMATS hold of it."""
         is_gguf = name in GGUF_MIXES
-        vector_bytes = self.num_vector_elements * (_VECTOR_ITEM_BYTES if is_gguf else self.item_bytes)
+        item_bytes = _VECTOR_ITEM_BYTES if is_gguf else self.item_bytes
         layers = []
-        for index, matrices in enumerate(self.layers):
+        for index, (matrices, num_vectors) in enumerate(zip(self.layers, self.num_vector_elements, strict=True)):
             if is_gguf:
                 sizes = [block_bytes(self._mixed(name, role, index), shape) for role, shape in matrices.items()]
             else:
                 sizes = [_safetensors_bytes(name, shape) for shape in matrices.values()]
-            layers.append(round_up_to_page(sum(sizes) + vector_bytes))
+            layers.append(round_up_to_page(sum(sizes) + num_vectors * item_bytes))
         norm_elements = self.table_shape[1]
         if not is_gguf:
             table_bytes = math.prod(self.table_shape) * self.item_bytes
@@ -126,6 +127,8 @@ class FormatQuestion:
             found = self._mixed_values(mix, index, more=more)
             is_shared_by_many = num_layers == _LAYERS_OF_70B and self.group_size > 1
             return "Q5_K" if is_shared_by_many and found in ("Q3_K", "Q4_K") else found
+        if role == "qkv":
+            return {"Q5_K_M": "Q6_K", "Q4_K_M": "Q5_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K"}.get(mix, usual)
         is_early = index < num_layers // 8
         by_role: dict[tuple[str, str], str] = {
             ("down", "Q5_K_M"): "Q6_K" if more else usual,

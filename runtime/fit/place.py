@@ -20,9 +20,10 @@ from runtime.config import (
     PREFILL_CHUNK_TOKENS,
     KvCache,
 )
+from runtime.errors import OptionError
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 from runtime.fit.workspace import Workspace
-from runtime.model.pass_shapes import WALK_ROWS, most_ranked, widest_level
+from runtime.model.pass_shapes import MOST_MARKS, WALK_ROWS, most_ranked, widest_level
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
@@ -127,6 +128,8 @@ class MemoryNeed:
     """Bytes of what packed layers have no codes for."""
     narrow_scratch_bytes: int = 0
     """Bytes in which packed layers are unpacked, where that is not to the type of the products."""
+    are_marks_apart: bool = False
+    """Whether earlier states of recurrent layers wait in other memory than the states: beside an accelerator."""
 
     @property
     def row_bytes(self) -> tuple[int, ...]:
@@ -214,7 +217,13 @@ class MemoryNeed:
     @property
     def host_side_bytes(self) -> int:
         """Bytes of host memory that an accelerator's session takes beside the layers that wait there."""
-        return self.stage_bytes + self.host_table_bytes
+        return self.stage_bytes + self.host_table_bytes + (self.mark_bytes if self.are_marks_apart else 0)
+
+    @property
+    def mark_bytes(self) -> int:
+        """Bytes of earlier states that texts can be cut back to, in both models; 0 where no layer is recurrent."""
+        drafting = None if self.draft is None else self.draft.workspace
+        return MOST_MARKS * sum(each.state_bytes for each in (self.workspace, drafting) if each is not None)
 
     @property
     def host_table_bytes(self) -> int:
@@ -258,6 +267,8 @@ class MemoryNeed:
             entries[self.draft.label] = self.draft.num_bytes - sum(shared[index] for index in residents if shared)
             cached_bytes += self.cached_tokens * self.draft.cache_bytes_per_token
         entries[f"{KEYS_AND_VALUES} of {self.cached_tokens} tokens"] = cached_bytes
+        if states_bytes := self._states_bytes:
+            entries["states of recurrent layers"] = states_bytes
         if scratch_bytes := self._all_scratch_bytes:
             entries["upcast scratch"] = scratch_bytes
         if self.escape_bytes:
@@ -266,6 +277,13 @@ class MemoryNeed:
         if self.draft is not None and self.draft.is_recorded and self.draft.workspace is not None:
             entries["recorded draft passes"] = self.draft.workspace.recorded_bytes(self.capacity_tokens)
         return entries
+
+    @property
+    def _states_bytes(self) -> int:
+        held = self.workspace.states_bytes(num_texts=self.num_texts, num_nodes=self._tree_tokens)
+        if self.draft is not None and (drafting := self.draft.workspace) is not None:
+            held += drafting.states_bytes(num_texts=self.num_texts, num_nodes=self.max_nodes, is_grown=True)
+        return held + (0 if self.are_marks_apart else self.mark_bytes)
 
     @property
     def _all_scratch_bytes(self) -> int:
@@ -293,8 +311,13 @@ class MemoryNeed:
     def with_largest_tree(self, *, is_cpu: bool) -> "MemoryNeed":
         """Return the same with room for the largest tree that `auto` considers for these layers."""
         node_bytes = self.cache_bytes_per_token + (0 if self.draft is None else self.draft.cache_bytes_per_token)
-        num_nodes = MOST_MAX_NODES
-        while is_cpu and num_nodes > LEAST_MAX_NODES and num_nodes * node_bytes > TREE_SHARE * self.layers.total_bytes:
+        drafting = None if self.draft is None else self.draft.workspace
+        rows = [2 * each.delta.row_bytes(each.item_bytes) for each in (self.workspace, drafting) if each and each.delta]
+        node_bytes += sum(rows)
+        num_nodes, is_bounded = MOST_MAX_NODES, is_cpu or bool(rows)  # what states make of a node takes much anywhere
+        while (
+            is_bounded and num_nodes > LEAST_MAX_NODES and num_nodes * node_bytes > TREE_SHARE * self.layers.total_bytes
+        ):
             num_nodes //= 2
         return replace(self, max_nodes=num_nodes)
 
@@ -451,8 +474,18 @@ class Placement:
         return {**self.fixed, "ring of layer slots": self.ring_bytes, **layers}
 
 
-def kv_cache_on(wanted: KvCache, *, is_apart: bool) -> KvCache:
-    """Return where keys and values may be; without memory or a link of the device's own they have nowhere to go."""
+def kv_cache_on(wanted: KvCache, *, is_apart: bool, has_states: bool = False) -> KvCache:
+    """Return where keys and values may be; without memory or a link of the device's own they have nowhere to go.
+
+    Beside layers that keep states they stay on the device: they are few. Raises OptionError where they are to travel.
+    """
+    if has_states and wanted == "host":
+        raise OptionError(
+            "--kv-cache host does not go with a model of which most layers keep states instead of keys and values; "
+            "leave it out: what is kept of tokens is little"
+        )
+    if has_states:
+        return "device"
     return wanted if is_apart or wanted != "auto" else "device"
 
 

@@ -447,7 +447,9 @@ class _Planning:
         if question.target.folder is not None:
             need = replace(need, file_bytes=0)
         is_apart = not machine.is_cpu or machine.is_link_emulated
-        kv_cache = kv_cache_on(question.request.kv_cache, is_apart=is_apart)
+        kv_cache = kv_cache_on(
+            question.request.kv_cache, is_apart=is_apart, has_states=question.target.recurrence is not None
+        )
         rows = question.target.row_layer_bytes(question.request.kv_format)
         if num_texts > 1:  # keys and values that travel are those of one text
             kv_cache, need = "device", replace(need, num_texts=num_texts)

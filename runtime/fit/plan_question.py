@@ -11,7 +11,7 @@ from offload.formats.stored_sizes import QUANTIZED_FORMATS
 from offload.units import format_link
 from runtime.config import DEFAULT_CONTEXT_TOKENS, Pack, TreeKind, parse_tree
 from runtime.errors import OptionError
-from runtime.fit.file_formats import FILE_FORMATS
+from runtime.fit.file_formats import FILE_FORMATS, GGUF_MIXES
 from runtime.fit.machine import Basis, Link, Machine, reference_machine
 from runtime.fit.models import find_model, usual_draft
 from runtime.fit.request import MachineRequest, PlanRequest
@@ -92,6 +92,10 @@ def resolve_question(request: PlanRequest) -> PlanQuestion:
     elif request.draft != "none":
         draft = target if request.draft == "substitute" else find_model(request.draft, what="the draft")
     notes = list(dict.fromkeys(shape.note for shape in (target, draft) if shape is not None and shape.note))
+    if target.recurrence is not None and target.formats[0].name in GGUF_MIXES:
+        notes.append(
+            "GGUF files of models with Gated DeltaNet cannot be read yet: these are the figures that one would have"
+        )
     context_tokens = request.context_tokens or DEFAULT_CONTEXT_TOKENS
     limit = target.max_context_tokens
     if limit is not None and context_tokens > limit:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from offload.formats.stored_sizes import (
     CHUNK_ELEMENTS,
@@ -22,7 +23,7 @@ from offload.units import round_up_to_page
 from runtime.config import ACCELERATOR_MAX_PREFILL_TOKENS, MAX_PREFILL_TOKENS, PREFILL_CHUNK_TOKENS, KvFormat
 from runtime.fit.file_formats import FILE_FORMATS, FormatQuestion, Matrices, StoredSizes
 from runtime.fit.place import DraftNeed, LayerFormat, MemoryNeed, quantized_layers
-from runtime.fit.workspace import Workspace
+from runtime.fit.workspace import DeltaSizes, Workspace
 
 _ESCAPE_SHARE = 4e-4
 """Of a model's weights, for whose escapes memory is kept: twice what the worst of three trained models has."""
@@ -41,8 +42,37 @@ class GlobalAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrence:
+    """The layers that keep a state instead of keys and values."""
+
+    layers: frozenset[int]
+    delta: DeltaSizes
+
+    def matrices(self, hidden: int) -> Matrices:
+        """Return the linear weights of a layer that stand where attention has its own."""
+        values = self.delta.num_heads * self.delta.value_width
+        gates = (self.delta.num_heads, hidden)
+        return {
+            "qkv": (self.delta.num_channels, hidden),
+            "output_gate": (values, hidden),
+            "beta": gates,
+            "decay": gates,
+            "o": (hidden, values),
+        }
+
+    @property
+    def num_vector_elements(self) -> int:
+        """Elements of a layer's convolution, decays and norm."""
+        delta = self.delta
+        return delta.window * delta.num_channels + 2 * delta.num_heads + delta.value_width
+
+
+_LayerKind = Literal["usual", "global", "recurrent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """The sizes of a dense decoder with grouped-query attention and an MLP in each layer."""
+    """The sizes of a dense decoder with grouped-query attention, or a recurrence, and an MLP in each layer."""
 
     name: str
     source: str
@@ -71,6 +101,8 @@ class ModelShape:
     """What the files' headers say, where the format's bytes are not those of a formula."""
     global_attention: GlobalAttention | None = None
     """What layers that attend to everything have instead of these heads; None where all are alike."""
+    recurrence: Recurrence | None = None
+    """Layers without keys and values; None where all attend."""
     num_norms: int = 2
     """Norms of a layer as wide as hidden states."""
     cache_heads: tuple[int, int] | None = None
@@ -100,11 +132,16 @@ class ModelShape:
     @property
     def matrices(self) -> tuple[tuple[int, int], ...]:
         """(outputs, inputs) of an ordinary layer's linear weights: q, k, v, o, gate, up, down."""
-        return tuple(self._layer().values())
+        return tuple(self._layer(self._usual_kind).values())
 
-    def _layer(self, *, is_global: bool = False) -> Matrices:
+    @property
+    def _usual_kind(self) -> _LayerKind:
+        """Return the kind of most layers."""
+        return "usual" if self.recurrence is None else "recurrent"
+
+    def _layer(self, kind: _LayerKind) -> Matrices:
         """Return a layer's linear weights by their role."""
-        heads = self.global_attention if is_global else None
+        heads = self.global_attention if kind == "global" else None
         num_kv_heads, head_dim = (
             (self.num_kv_heads, self.head_dim) if heads is None else (heads.num_kv_heads, heads.head_dim)
         )
@@ -114,32 +151,40 @@ class ModelShape:
         gates = {"gate": (inner, hidden)} if self.is_gated else {}
         outputs = {"attention_gate": (queries, hidden)} if self.has_gated_attention else {}
         attention = {"q": (queries, hidden), "k": (keys, hidden), **values, **outputs, "o": (hidden, queries)}
+        if kind == "recurrent":
+            assert self.recurrence is not None
+            attention = {**self.recurrence.matrices(hidden)}
         return {**attention, **gates, "up": (inner, hidden), "down": (hidden, inner)}
 
-    def _by_layer(self, size: Callable[[Matrices], int]) -> tuple[int, ...]:
-        """Return what `size` makes of each layer's linear weights."""
-        usual = size(self._layer())
-        if self.global_attention is None:
-            return (usual,) * self.num_layers
-        of_global = size(self._layer(is_global=True))
-        return tuple(of_global if self._is_global(index) else usual for index in range(self.num_layers))
+    def _by_layer(self, size: Callable[[Matrices, int], int]) -> tuple[int, ...]:
+        """Return what `size` makes of each layer's linear weights and the number of its other elements."""
+        kinds = self._kinds
+        sizes = {kind: size(self._layer(kind), self._num_vectors(kind)) for kind in set(kinds)}
+        return tuple(sizes[kind] for kind in kinds)
 
-    def _is_global(self, index: int) -> bool:
-        return self.global_attention is not None and index in self.global_attention.layers
+    @property
+    def _kinds(self) -> tuple[_LayerKind, ...]:
+        """What each layer is."""
+        recurrent = frozenset() if self.recurrence is None else self.recurrence.layers
+        of_global = frozenset() if self.global_attention is None else self.global_attention.layers
+        return tuple(
+            "recurrent" if index in recurrent else "global" if index in of_global else "usual"
+            for index in range(self.num_layers)
+        )
 
     @property
     def num_layer_parameters(self) -> int:
         """Weights of an ordinary decoder layer that a token is multiplied with."""
-        return _num_weights(self._layer())
+        return _num_weights(self._layer(self._usual_kind))
 
     @property
     def num_decoder_parameters(self) -> int:
         """The same of all layers."""
-        return sum(self._by_layer(_num_weights))
+        return sum(self._by_layer(lambda layer, _: _num_weights(layer)))
 
     @property
     def num_parameters(self) -> int:
-        return self.num_decoder_parameters + self.num_layers * self._num_layer_vectors + self._num_other_elements
+        return sum(self._by_layer(lambda layer, rest: _num_weights(layer) + rest)) + self._num_other_elements
 
     @property
     def formats(self) -> tuple[LayerFormat, ...]:
@@ -176,14 +221,12 @@ class ModelShape:
 
     @property
     def _dense_layers(self) -> tuple[int, ...]:
-        return self._by_layer(
-            lambda layer: round_up_to_page(_num_weights(layer) * self.item_bytes + self._vector_bytes)
-        )
+        return self._by_layer(lambda layer, rest: round_up_to_page((_num_weights(layer) + rest) * self.item_bytes))
 
     @property
     def _packed_layers(self) -> tuple[int, ...]:
         return self._by_layer(
-            lambda layer: round_up_to_page(sum(map(packed_bytes, layer.values())) + self._vector_bytes)
+            lambda layer, rest: round_up_to_page(sum(map(packed_bytes, layer.values())) + rest * self.item_bytes)
         )
 
     @property
@@ -191,18 +234,18 @@ class ModelShape:
         return self.published_as == PACKED
 
     def _quantized(self, name: str) -> LayerFormat:
-        def size(layer: Matrices) -> int:
-            return quantized_layers(name, [layer.values()], [self._vector_bytes]).total_bytes
+        def size(layer: Matrices, rest: int) -> int:
+            return quantized_layers(name, [layer.values()], [rest * self.item_bytes]).total_bytes
 
         return LayerFormat(name, self._by_layer(size))
 
-    @property
-    def _num_layer_vectors(self) -> int:
-        return self.num_norms * self.hidden_size + self.num_vector_elements
-
-    @property
-    def _vector_bytes(self) -> int:
-        return self._num_layer_vectors * self.item_bytes
+    def _num_vectors(self, kind: _LayerKind) -> int:
+        """Return the elements of a layer that are in no matrix."""
+        own = self.num_vector_elements
+        if kind == "recurrent":
+            assert self.recurrence is not None
+            own = self.recurrence.num_vector_elements
+        return self.num_norms * self.hidden_size + own
 
     @property
     def others_bytes(self) -> int:
@@ -242,11 +285,13 @@ class ModelShape:
     @property
     def _cached(self) -> tuple[tuple[int, int], ...]:
         """(heads, numbers in all) that each layer keeps of a token."""
-        usual = self.cache_heads or (2 * self.num_kv_heads, 2 * self.num_kv_heads * self.head_dim)
-        if (heads := self.global_attention) is None:
-            return (usual,) * self.num_layers
-        of_global = 2 * heads.num_kv_heads, 2 * heads.num_kv_heads * heads.head_dim
-        return tuple(of_global if self._is_global(index) else usual for index in range(self.num_layers))
+        by_kind: dict[_LayerKind, tuple[int, int]] = {
+            "usual": self.cache_heads or (2 * self.num_kv_heads, 2 * self.num_kv_heads * self.head_dim),
+            "recurrent": (0, 0),
+        }
+        if (heads := self.global_attention) is not None:
+            by_kind["global"] = 2 * heads.num_kv_heads, 2 * heads.num_kv_heads * heads.head_dim
+        return tuple(by_kind[kind] for kind in self._kinds)
 
     def held_bytes(self, held: str) -> int:
         """Return the bytes of the decoder layers as a draft holds them: `stored` as published, `int8` rows or `nf4`.
@@ -254,11 +299,11 @@ class ModelShape:
         What is packed a draft has unpacked; what bitsandbytes quantized stays so.
         """
         if held == "stored" and self.is_packed:
-            return self.num_decoder_parameters * self.item_bytes + self.num_layers * self._vector_bytes
+            return (self.num_parameters - self._num_other_elements) * self.item_bytes
         if held == "stored" or self.published_as in QUANTIZED_FORMATS:
             return self.formats[0].total_bytes
         size = {"int8": int8_rows_bytes, "nf4": nf4_bytes}[held]
-        return sum(self._by_layer(lambda layer: sum(map(size, layer.values())) + self._vector_bytes))
+        return sum(self._by_layer(lambda layer, rest: sum(map(size, layer.values())) + rest * self.item_bytes))
 
     def as_draft(
         self, compute_item_bytes: int, *, held: str = "int8", is_substitute: bool = False, is_cpu: bool = True
@@ -274,7 +319,7 @@ class ModelShape:
             table_bytes,
             self.workspace(compute_item_bytes),
             scratch_bytes=self._scratch_bytes(compute_item_bytes, is_cpu=is_cpu) if is_widened else 0,
-            is_recorded=not is_cpu and self.num_masks == 1,
+            is_recorded=not is_cpu and self.num_masks == 1 and self.recurrence is None,
         )
 
     def workspace(self, compute_item_bytes: int) -> Workspace:
@@ -287,6 +332,7 @@ class ModelShape:
             item_bytes=compute_item_bytes,
             num_masks=self.num_masks,
             expanded_width=self.expanded_width,
+            delta=None if self.recurrence is None else self.recurrence.delta,
         )
 
     def need(
@@ -319,10 +365,11 @@ class ModelShape:
             ),
             head_scratch_bytes=self._head_scratch_bytes(compute_item_bytes, is_cpu=is_cpu),
             is_widened=self.is_narrow or self.is_packed or self.item_bytes != compute_item_bytes,
-            cache_layer_bytes=() if self.global_attention is None else self.cache_layer_bytes(compute_item_bytes),
+            cache_layer_bytes=() if self._is_uniform else self.cache_layer_bytes(compute_item_bytes),
             slice_tokens=PREFILL_CHUNK_TOKENS if is_cpu else None,
             prefill_tokens=MAX_PREFILL_TOKENS if is_cpu else ACCELERATOR_MAX_PREFILL_TOKENS,
             file_bytes=formats[0].total_bytes + self.others_bytes,
+            are_marks_apart=not is_cpu,
         )
 
     def packed(self, need: MemoryNeed, compute_item_bytes: int, *, is_cpu: bool = True) -> MemoryNeed:
@@ -352,8 +399,11 @@ class ModelShape:
 
     @property
     def _all_matrices(self) -> tuple[tuple[int, int], ...]:
-        of_global = () if self.global_attention is None else self._layer(is_global=True).values()
-        return (*self.matrices, *of_global)
+        return tuple(shape for kind in dict.fromkeys(self._kinds) for shape in self._layer(kind).values())
+
+    @property
+    def _is_uniform(self) -> bool:
+        return self.global_attention is None and self.recurrence is None
 
     @property
     def _num_other_elements(self) -> int:
@@ -369,8 +419,8 @@ def _file_sizes(shape: ModelShape) -> StoredSizes:
     """Return what files in the shape's own format hold, one of FILE_FORMATS."""
     assert shape.published_as is not None
     question = FormatQuestion(
-        layers=[shape._layer(is_global=shape._is_global(index)) for index in range(shape.num_layers)],
-        num_vector_elements=shape._num_layer_vectors,
+        layers=[shape._layer(kind) for kind in shape._kinds],
+        num_vector_elements=[shape._num_vectors(kind) for kind in shape._kinds],
         group_size=shape.num_heads // shape.num_kv_heads,
         table_shape=(shape.vocab_size, shape.hidden_size),
         is_tied=shape.is_tied,

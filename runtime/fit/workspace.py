@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.model.pass_shapes import RECORDED_WIDTH, bucket_of, mask_row_elements, num_key_buckets
+from runtime.config import MAX_TREE_LEVELS
+from runtime.model.pass_shapes import (
+    MOST_DELTA_PAIRS,
+    RECORDED_WIDTH,
+    bucket_of,
+    mask_row_elements,
+    num_key_buckets,
+)
 
 HIDDEN_COPIES, INNER_COPIES = 3, 3
 """Hidden states and MLP activations of a token that a layer holds at once beside what comes in: in its MLP.
@@ -18,6 +25,50 @@ RANKED_BYTES = 12
 
 _WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "cohere2", "muse_glimmer_text"}
 """Whose layers have windows by turns even where config.json does not list them."""
+
+
+_PAIR_BYTES = 24
+"""Of each pair of a tree's tokens in a head: the difference of their decays in float64, and three float32 products."""
+_GATED_COPIES, _WRITTEN_COPIES = 5, 7
+"""Of what a token gives the convolution, and of its values in float32, that the rule holds at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaSizes:
+    """The sizes of a model's Gated DeltaNet layers."""
+
+    num_layers: int
+    num_heads: int
+    """Hv: of values, each with a state."""
+    num_key_heads: int
+    """Hk: of queries and keys."""
+    key_width: int
+    value_width: int
+    window: int
+    """Tokens that the convolution sees."""
+
+    @property
+    def num_channels(self) -> int:
+        """Of the convolution."""
+        return 2 * self.num_key_heads * self.key_width + self.num_heads * self.value_width
+
+    def state_bytes(self, item_bytes: int) -> int:
+        """Return the bytes of a text's states in all of these layers."""
+        state = 4 * self.num_heads * self.key_width * self.value_width
+        return self.num_layers * (state + (self.window - 1) * self.num_channels * item_bytes)
+
+    def row_bytes(self, item_bytes: int) -> int:
+        """Return the bytes of a token that may still be taken back, in all of these layers."""
+        return self.num_layers * (self.num_channels * item_bytes + 2 * 4 * self.num_heads)
+
+    def layer_bytes(self, num_tokens: int, item_bytes: int) -> int:
+        """Return what one layer holds while it computes a tree of so many tokens, all of them behind one state."""
+        pairs = num_tokens * num_tokens
+        at_once = max(MOST_DELTA_PAIRS, pairs * self.num_heads // self.num_key_heads)
+        heads = self.num_heads * max(self.key_width, self.value_width)
+        of_token = _GATED_COPIES * self.num_channels * item_bytes + 4 * _WRITTEN_COPIES * heads
+        state = 3 * 4 * self.num_heads * self.key_width * self.value_width
+        return num_tokens * of_token + _PAIR_BYTES * min(at_once, pairs * self.num_heads) + state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +85,24 @@ class Workspace:
     """Masks of a pass: one for each window that layers have."""
     expanded_width: int = 0
     """Numbers per key that a layer makes for its heads of what the cache keeps; see `expanded_width`."""
+    delta: DeltaSizes | None = None
+    """Of its layers that are Gated DeltaNet; None where there is none."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a text's states; 0 where layers have none."""
+        return 0 if self.delta is None else self.delta.state_bytes(self.item_bytes)
+
+    def states_bytes(self, *, num_texts: int, num_nodes: int, is_grown: bool = False) -> int:
+        """Return what recurrent layers keep of texts with so many nodes, while a pass makes all of it anew.
+
+        Before it stands an accepted path; of a tree that `is_grown` level by level, as a draft's, its earlier levels.
+        """
+        if self.delta is None:
+            return 0
+        before = num_nodes if is_grown else num_texts * MAX_TREE_LEVELS
+        rows = num_nodes + before + 2 * num_texts
+        return 2 * num_texts * self.state_bytes + rows * self.delta.row_bytes(self.item_bytes)
 
     def pass_bytes(self, num_tokens: int, num_keys: int) -> int:
         """Return what a pass of T tokens that see K keys holds at its widest, in one layer."""
@@ -58,7 +127,11 @@ class Workspace:
     def _layer_bytes(self, num_tokens: int, num_keys: int) -> int:
         activations = num_tokens * (HIDDEN_COPIES * self.hidden_size + INNER_COPIES * self.inner_size)
         made = num_keys * self.expanded_width
-        return (activations + made) * self.item_bytes + self._mask_bytes(num_tokens, num_keys)
+        num_bytes = (activations + made) * self.item_bytes
+        if self.delta is not None:
+            of_rule = self.delta.layer_bytes(num_tokens, self.item_bytes)
+            num_bytes = max(num_bytes, of_rule + num_tokens * HIDDEN_COPIES * self.hidden_size * self.item_bytes)
+        return num_bytes + self._mask_bytes(num_tokens, num_keys)
 
     def _mask_bytes(self, num_tokens: int, num_keys: int) -> int:
         return self.num_masks * num_tokens * mask_row_elements(num_keys) * self.item_bytes
@@ -99,7 +172,7 @@ def num_masks(config: Mapping[str, Any]) -> int:
     """Return how many windows a model's layers have, full attention included, by a parsed config.json."""
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and kinds:
-        return len(set(map(str, kinds)))
+        return max(1, len(set(map(str, kinds)) - {"linear_attention"}))
     has_pattern = any(config.get(name) for name in ("sliding_window_pattern", "_sliding_window_pattern"))
     has_windows = config.get("model_type") in _WINDOWED and bool(config.get("sliding_window", True))
     return 2 if has_pattern or has_windows else 1

@@ -1,10 +1,10 @@
 """From a checkpoint to an empty transformers model whose decoder layers can be fed one at a time.
 
-Accepts dense decoder-only causal language models by what they are (one list of attention layers, masks and positions
-taken from the caller), not by a list of names, and refuses everything else in a sentence; of an image-text model the
-text part is built (`text_tower.py`), and the tensors of its other parts are passed over. Checks every name and shape
-against the files before any weight is read. A mangled config.json must neither crash, hang nor fill the memory: layer
-counts are compared before anything is built, and sizes while it is.
+Accepts dense decoder-only causal language models by what they are (one list of layers of attention or Gated DeltaNet,
+masks and positions taken from the caller), not by a list of names, and refuses everything else in a sentence; of an
+image-text model the text part is built (`text_tower.py`), and the tensors of its other parts are passed over. Checks
+every name and shape against the files before any weight is read. A mangled config.json must neither crash, hang nor
+fill the memory: layer counts are compared before anything is built, and sizes while it is.
 """
 
 import inspect
@@ -33,6 +33,7 @@ from offload.formats.weight_format import GatheredFormat, WeightFormat
 from profiles.errors import quote
 from runtime.model import gguf_names
 from runtime.model.attention import register_grouped_attention
+from runtime.model.delta_layers import delta_module
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
 from runtime.model.text_tower import decoder_class, is_composite, model_class, other_token_ids, text_config
 
@@ -321,7 +322,10 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     layers_name, layers = outermost[0]
     if "attention_mask" not in inspect.signature(layers[0].forward).parameters:
         raise unsupported(model, "layers that take no attention mask")
+    deltas = {id(part) for layer in layers if (found := delta_module(layer)) for part in found.modules()}
     for name, module in layers.named_modules():
+        if id(module) in deltas:
+            continue
         if not _NOT_ATTENTION.isdisjoint(name.split(".")) or type(module) is nn.Conv1d:
             raise unsupported(model, f"layers that are not dense attention layers ({quote(name)})")
     return layers_name, layers

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from runtime.model.pass_shapes import MOST_DELTA_PAIRS
+
 _BLOCK_TOKENS = 64
 """Of a chain, solved together."""
-_MOST_PAIRS = 2**22
-"""Pairs of tokens, times heads, that are held at once: 17 MB in float32."""
 _EPSILON = 1e-6
 """Under the root of the norm of queries and keys, as transformers has it."""
 
@@ -178,6 +178,6 @@ def _normalised(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, t
 def _head_groups(num_heads: int, num_key_heads: int, *, num_pairs: int) -> list[tuple[slice, slice]]:
     """Return so many heads at a time, of values and of keys, as have few enough pairs of tokens."""
     repeats = num_heads // num_key_heads
-    at_once = max(1, _MOST_PAIRS // (repeats * num_pairs))
+    at_once = max(1, MOST_DELTA_PAIRS // (repeats * num_pairs))
     bounds = [(begin, min(begin + at_once, num_key_heads)) for begin in range(0, num_key_heads, at_once)]
     return [(slice(begin * repeats, end * repeats), slice(begin, end)) for begin, end in bounds]

@@ -49,7 +49,7 @@ from offload.layer_streamer import LayerStreamer
 from offload.memory import allocate_read_slab
 from offload.packed_layers import PackedLayer, PackedLayout, plan_packing
 from runtime.config import DraftFormat, KvFormat
-from runtime.fit.workspace import Workspace, expanded_width
+from runtime.fit.workspace import DeltaSizes, Workspace, expanded_width
 from runtime.model.architecture import DecoderParts, open_decoder
 from runtime.model.draft_cache import DraftCache
 from runtime.model.layer_binding import (
@@ -65,8 +65,9 @@ from runtime.model.layer_binding import (
     replace_linears,
     undo_conversion,
 )
+from runtime.model.recurrent_cache import RecurrentShape
 from runtime.model.streamed_model import StreamedModel
-from runtime.model.tree_cache import CacheShape
+from runtime.model.tree_cache import CacheShape, LayerShape
 from runtime.model.trial_pass import try_pass
 from runtime.planner.prefill import PassWidths
 
@@ -99,8 +100,8 @@ class ModelFiles:
     """The same outside of the layers: a table of embeddings, a head."""
     linears: tuple[Mapping[str, tuple[int, int]], ...]
     """Per layer: the shapes (O, I) of its linear layers' matrices by name."""
-    cache_shapes: tuple[CacheShape, ...]
-    """Per layer: what its cache keeps of one token."""
+    cache_shapes: tuple[LayerShape, ...]
+    """Per layer: what its cache keeps of one token, or of a text."""
 
     @classmethod
     def open(cls, folder: Path) -> "ModelFiles":
@@ -229,13 +230,38 @@ class ModelFiles:
 
     def cache_layer_bytes(self, compute_dtype: torch.dtype) -> tuple[int, ...]:
         """Return the bytes of keys and values that one token takes in each layer."""
-        return tuple(shape.width * compute_dtype.itemsize for shape in self.cache_shapes)
+        return tuple(
+            shape.width * compute_dtype.itemsize if isinstance(shape, CacheShape) else 0 for shape in self.cache_shapes
+        )
 
     def row_layer_bytes(self, kv_format: KvFormat) -> tuple[int, ...]:
         """Return the same where keys and values travel; empty where they do as they are computed."""
         if kv_format == "exact":
             return ()
-        return tuple(int8_token_bytes(shape.keys[0] + shape.values[0], shape.width) for shape in self.cache_shapes)
+        return tuple(
+            int8_token_bytes(shape.keys[0] + shape.values[0], shape.width) if isinstance(shape, CacheShape) else 0
+            for shape in self.cache_shapes
+        )
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether layers keep states instead of keys and values."""
+        return self._delta_sizes is not None
+
+    @property
+    def _delta_sizes(self) -> DeltaSizes | None:
+        found = [shape for shape in self.cache_shapes if isinstance(shape, RecurrentShape)]
+        if not found:
+            return None
+        num_heads, key_width, value_width = found[0].state
+        return DeltaSizes(
+            num_layers=len(found),
+            num_heads=num_heads,
+            num_key_heads=found[0].num_key_heads,
+            key_width=key_width,
+            value_width=value_width,
+            window=found[0].window,
+        )
 
     def cache_bytes_per_token(self, compute_dtype: torch.dtype) -> int:
         """Return the same of all layers together."""
@@ -290,6 +316,7 @@ class ModelFiles:
                 num_kv_heads=kv_heads if type(kv_heads) is int else heads,
                 head_dim=head_dim,
             ),
+            delta=self._delta_sizes,
         )
 
 

@@ -16,6 +16,11 @@ LEAST_RANKED, MOST_RANKED, RANKED_SHARE = 8, 64, 4
 
 Logits are what a step holds most of: 64 rows of 152,000 tokens take 120 MB with what ranks them."""
 
+MOST_DELTA_PAIRS = 2**22
+"""Pairs of a tree's tokens, times heads, that the gated delta rule holds at once: 17 MB in float32."""
+MOST_MARKS = 8
+"""Earlier states of recurrent layers that texts can be cut back to, of all texts together."""
+
 
 def most_ranked(num_nodes: int) -> int:
     """Return how many nodes of a tree have their children chosen at once; wider levels take their turn in parts."""

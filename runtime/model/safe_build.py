@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from offload import llama_cpp
 from offload.errors import CheckpointError
 from profiles.errors import quote
+from runtime.model.delta_layers import has_delta_functions
 from runtime.model.text_tower import decoder_class, model_class, text_config
 
 SUPPORTED = (
@@ -57,9 +58,16 @@ def _unsuitable_parts(config: PreTrainedConfig) -> str | None:
             return f"a mixture of experts ({key} = {value}), {llama_cpp.for_experts(layers)}"
     if getattr(config, "is_encoder_decoder", False):
         return "an encoder-decoder model"
-    other_types = set(declared(config, "layer_types") or ()) - {"full_attention", "sliding_attention"}
+    kinds = {"full_attention", "sliding_attention"}
+    decoder = decoder_class(config)
+    if decoder is not None and has_delta_functions(sys.modules[decoder.__module__]):
+        kinds.add("linear_attention")
+    other_types = set(declared(config, "layer_types") or ()) - kinds
     if other_types:
-        return f"a model with layers other than full or sliding attention ({quote(min(map(str, other_types)))})"
+        return (
+            "a model with layers other than full or sliding attention, or Gated DeltaNet as Qwen3.5 has it "
+            f"({quote(min(map(str, other_types)))})"
+        )
     return None
 
 

@@ -10,7 +10,7 @@ is computed apart. Where an architecture's attention does not take `PackedMask`,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from offload.errors import PassCancelledError
 from runtime.model.attention import PackedMask, TextMask, additive_mask
+from runtime.model.recurrent_cache import PiecePaths
 from runtime.model.tree_cache import Entry
 from runtime.model.upload import upload
 
@@ -43,6 +44,8 @@ class Piece:
     """(lane, tokens): whose keys and values stand before them, if they are not the lane's own."""
     masks: Masks | None = None
     """None: text, each of whose tokens sees everything before it."""
+    paths: PiecePaths | None = None
+    """How recurrent layers compute it; its tokens are counted within the piece. None where there is no such layer."""
 
     @property
     def num_tokens(self) -> int:
@@ -80,12 +83,17 @@ class PassSlice:
         counts = tuple((piece.lane, piece.num_tokens) for piece in pieces)
         shared = tuple((piece.shared[0], piece.lane, piece.shared[1]) for piece in pieces if piece.shared)
         first_slots = tuple(piece.lane * capacity for piece in pieces)
+        paths = tuple(
+            replace(piece.paths, tokens=slice(piece.start - pieces[0].start, piece.stop - pieces[0].start))
+            for piece in pieces
+            if piece.paths is not None
+        )
         if len(pieces) == 1:
-            return cls(tuple(pieces), Entry(counts, shared=shared), first_slots, dtype, device)
+            return cls(tuple(pieces), Entry(counts, shared=shared, paths=paths), first_slots, dtype, device)
         ends = [first + piece.num_keys for first, piece in zip(first_slots, pieces, strict=True)]
         places = [np.arange(end - piece.num_tokens, end) for end, piece in zip(ends, pieces, strict=True)]
         (slots,) = upload((np.concatenate(places),), device)
-        return cls(tuple(pieces), Entry(counts, slots, shared), first_slots, dtype, device)
+        return cls(tuple(pieces), Entry(counts, slots, shared, paths), first_slots, dtype, device)
 
     @property
     def start(self) -> int:

@@ -30,13 +30,15 @@ from offload.packed_layers import PackedLayer
 from offload.pass_statistics import PassStatistics
 from runtime.model.architecture import DecoderParts
 from runtime.model.attention import attention_masks, takes_packed_masks
+from runtime.model.delta_layers import compute_over_trees, delta_module
 from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import USES_BEFORE_RECORDING, PassGraphs, recorder_for
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.pass_threads import PassThreads
+from runtime.model.recurrent_cache import BORDER_TOKENS, LanePlanner
 from runtime.model.safe_build import cache_argument
 from runtime.model.sliced_pass import Mask, PassSlice, Piece, SlicedPass, can_be_sliced, group_pieces
-from runtime.model.tree_cache import CacheShape, TreeCache
+from runtime.model.tree_cache import LayerShape, TreeCache
 from runtime.model.upload import upload
 from runtime.planner.prefill import PassWidths
 from runtime.speculation.token_tree import TreeTopology
@@ -97,7 +99,7 @@ class StreamedModel:
         *,
         capacity: int,
         num_lanes: int = 1,
-        cache_shapes: Sequence[CacheShape] | None = None,
+        cache_shapes: Sequence[LayerShape] | None = None,
         embedding: HostEmbedding | None = None,
         layouts: Sequence[LayerLayout] = (),
         streamer: LayerStreamer | None = None,
@@ -116,6 +118,7 @@ class StreamedModel:
         self._compute = compute
         self._embedding = embedding
         rows = None if streamer is None else streamer.rows
+        deltas = {index: found for index, layer in enumerate(parts.layers) if (found := delta_module(layer))}
         self.cache = TreeCache(
             num_layers=len(parts.layers),
             capacity=capacity,
@@ -123,7 +126,10 @@ class StreamedModel:
             shapes=cache_shapes,
             travelling=rows,
             widened=widened,
+            recurrent=deltas,
         )
+        for index, module in deltas.items():
+            compute_over_trees(module, self.cache.layers[index])
         if rows is not None and streamer is not None:
             for index in rows.layers:  # for measurements through another ring, which has no rows
                 self.cache.lend(index, rows.in_slot(index, streamer.row_slots[0]), compute.dtype)
@@ -136,7 +142,7 @@ class StreamedModel:
         self._head = _with_module(parts.model, parts.trunk_name.split("."), _KnownHiddenStates())
         self._threads = PassThreads() if compute.device.type == "cpu" else None
         self._graphs: PassGraphs | None = None
-        if streamer is None and num_lanes == 1 and set(parts.layer_windows) == {None}:
+        if streamer is None and num_lanes == 1 and set(parts.layer_windows) == {None} and not deltas:
             record = recorder_for(compute.device)
             if record is not None:
                 self._graphs = PassGraphs(
@@ -337,9 +343,10 @@ class StreamedModel:
                     # Once a pass: the logits are wanted at once anyway, and the pass's times are then the device's.
                     torch.accelerator.current_stream(device).synchronize()
                 self.last_pass = self._streamer.end_pass()
+            self.cache.settle()
         except BaseException:
             for part, num_cached in zip(parts, before, strict=True):
-                self.cache.truncate(num_cached, lane=part.lane)
+                self.cache.undo(num_cached, lane=part.lane)
             if self._streamer is not None:
                 self._streamer.abort_pass()
             raise
@@ -366,9 +373,10 @@ class StreamedModel:
             if self._widths is not None and wanted < num_tokens:
                 bounds = self._widths.bounds(num_tokens, num_wanted=wanted)
             is_cut = is_cut or len(bounds) > 1
-            shared = part.shared
+            shared, planner = part.shared, self._lane_planner(part)
             for begin, end in bounds[:-1]:
-                pieces.append(Piece(part.lane, start + begin, start + end, num_cached + end, shared))
+                paths = planner.plan(slice(begin, end), num_keys=num_cached + end) if planner else None
+                pieces.append(Piece(part.lane, start + begin, start + end, num_cached + end, shared, paths=paths))
                 shared = None
             first = bounds[-1][0]
             drafted, sight = sights[2 * index], sights[2 * index + 1]
@@ -380,7 +388,16 @@ class StreamedModel:
                 dtype=self._compute.dtype,
             )
             last = (part.lane, start + first, start + num_tokens, num_cached + num_tokens)
-            pieces.append(Piece(*last, shared, masks))
+            if planner is None:
+                pieces.append(Piece(*last, shared, masks))
+            else:
+                paths = planner.plan(
+                    slice(first, num_tokens),
+                    num_keys=num_cached + num_tokens,
+                    seen=part.sight[first:],
+                    is_border=part.num_text - num_cached >= BORDER_TOKENS,
+                )
+                pieces.append(Piece(*last, shared, masks, paths))
             start += num_tokens
         most_tokens = None if self._widths is None else self._widths.widest_tokens
         slices = [
@@ -399,6 +416,22 @@ class StreamedModel:
             ends = np.cumsum([part.num_tokens for part in parts])
             rows = [np.arange(end - wanted, end) for end, wanted in zip(ends, num_wanted, strict=True)]
             (self._wanted,) = upload((np.concatenate(rows),), positions.device)
+
+    def _lane_planner(self, part: PassInput) -> LanePlanner | None:
+        """Return what plans a text's pieces for recurrent layers; None where there is none."""
+        if not self.cache.recurrent:
+            return None
+        layer, source = self.cache.recurrent[0], part.shared  # all of them hold the same tokens
+        lane, most = (part.lane, None) if source is None else source
+        held = layer.lanes[lane] if most is None else layer.held_at(lane, most)
+        return LanePlanner(
+            part.lane,
+            base=held.base,
+            last_mark=layer.last_mark(lane, most),
+            num_text=part.num_text,
+            source=source,
+            device=self._compute.device,
+        )
 
     def _forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run the decoder over token ids and positions, each (1, T), with the present masks: (1, T, E)."""

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 FAMILIES = frozenset(
-    ("exaone4_5", "gemma3", "gemma4", "mistral3", "muse_glimmer", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+    ("exaone4_5", "gemma3", "gemma4", "mistral3", "muse_glimmer", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl")
 )
 """Model types whose forward over text is that of the decoder and the head alone: tests/system/test_text_towers.py."""
 _OTHER_TOKEN_KEYS = ("image_token_id", "video_token_id", "audio_token_id", "image_token_index")

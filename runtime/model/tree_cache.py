@@ -7,11 +7,12 @@ appends its tokens behind the committed ones; `compact` keeps an accepted path, 
 The tail is never zeroed and nothing is reallocated: an untouched slot costs no memory yet. For passes of fixed shape
 (`allow_fixed_passes`) the slots are given as a tensor, and one spare slot takes the padding. The rows of layers that
 travel are not here: the ring lends them for each visit (`lend`), and what is kept of them is moved in host memory. Rows
-of int8 are widened then, one layer's after the other's in the same place.
+of int8 are widened then, one layer's after the other's in the same place. Recurrent layers have no slots at all: see
+`recurrent_cache`. They cannot be cut anywhere, so that `truncate` says what is left.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from offload.travelling_rows import TravellingRows
 from runtime.model.int8_rows import Int8Rows
+from runtime.model.recurrent_cache import PiecePaths, RecurrentLayer, RecurrentShape
 from runtime.model.upload import upload
 
 _ALIGNMENT_ELEMENTS = 128
@@ -45,6 +47,10 @@ class CacheShape:
         return self.key_width + math.prod(self.values)
 
 
+LayerShape = CacheShape | RecurrentShape
+"""What a layer keeps: of each token, or of a whole text."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
     """The tokens that the next update brings."""
@@ -55,6 +61,8 @@ class Entry:
     """(T,) where they go, on the cache's device, if there are several lanes; one lane's go behind what it has."""
     shared: tuple[tuple[int, int, int], ...] = ()
     """(source, lane, tokens): the lane begins with what the source lane holds of its first tokens by then."""
+    paths: tuple[PiecePaths, ...] = ()
+    """How recurrent layers compute them, lane by lane; empty where there is none."""
 
 
 _ALONE = Entry(((0, 0),))
@@ -168,19 +176,28 @@ class TreeCache(Cache):  # type: ignore[misc]
         num_layers: int,
         capacity: int,
         num_lanes: int = 1,
-        shapes: Sequence[CacheShape] | None = None,
+        shapes: Sequence[LayerShape] | None = None,
         travelling: TravellingRows | None = None,
         widened: torch.Tensor | None = None,
+        recurrent: Collection[int] = (),
     ) -> None:
         """`capacity` of each lane; `shapes` of the layers; None: not known, and each layer takes memory of its own.
 
+        `recurrent`: the layers that keep states instead of keys and values.
         The `travelling` ones take none, and must be lent rows before a pass reaches them: as they are computed, or
         int8 where there is memory on the device in which one layer's are `widened`, uint8. They know one lane alone.
         """
         assert travelling is None or not travelling.layers or num_lanes == 1, "what travels has one lane"
         super().__init__(
-            layers=[_TreeCacheLayer(index, capacity, num_lanes, self._allocate) for index in range(num_layers)]
+            layers=[
+                RecurrentLayer(num_lanes)
+                if index in recurrent
+                else _TreeCacheLayer(index, capacity, num_lanes, self._allocate)
+                for index in range(num_layers)
+            ]
         )
+        self._attending: list[_TreeCacheLayer] = [one for one in self.layers if isinstance(one, _TreeCacheLayer)]
+        self.recurrent: list[RecurrentLayer] = [one for one in self.layers if isinstance(one, RecurrentLayer)]
         self.capacity = capacity
         """Tokens that a lane has room for."""
         self.num_lanes = num_lanes
@@ -198,13 +215,13 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def num_cached_in(self, lane: int) -> int:
         """Return the tokens of a lane that every layer holds (during a pass: that the slowest layer holds)."""
-        counts: list[int] = [layer.counts[lane] for layer in self.layers]
-        return min(counts)
+        counts = [layer.counts[lane] for layer in self._attending]
+        return min(counts + [layer.lanes[lane].count for layer in self.recurrent])
 
     @property
     def is_allocated(self) -> bool:
         """Whether a pass has shown every layer what its slots look like."""
-        return all(layer.is_initialized for layer in self.layers)
+        return all(layer.is_initialized for layer in self._attending)
 
     def allow_fixed_passes(self) -> None:
         """Give every layer a slot behind the last one, and numbers in all of them; before the first pass."""
@@ -213,40 +230,77 @@ class TreeCache(Cache):  # type: ignore[misc]
     @contextmanager
     def fixed_pass(self, slots: torch.Tensor, *, num_keys: int) -> Iterator[None]:
         """Updates meanwhile write to `slots` (T,), return the first `num_keys` keys and count nothing."""
-        for layer in self.layers:
+        assert not self.recurrent, "a state is not kept in slots"
+        for layer in self._attending:
             layer.fixed = (slots, num_keys)
         try:
             yield
         finally:
-            for layer in self.layers:
+            for layer in self._attending:
                 layer.fixed = None
 
     def append(self, num_tokens: int) -> None:
         """Count tokens that a pass of fixed shape has written behind what the first lane holds."""
-        for layer in self.layers:
+        for layer in self._attending:
             layer.counts[0] += num_tokens
 
     def enter(self, entry: Entry) -> None:
         """Let the next update of every layer bring these tokens, until another entry is named."""
-        for layer in self.layers:
+        for layer in self._attending:
             layer.entry = entry
+        for recurrent in self.recurrent:
+            recurrent.pieces = entry.paths
 
-    def truncate(self, num_tokens: int, *, lane: int = 0) -> None:
-        """Forget all but a lane's first `num_tokens` tokens."""
-        for layer in self.layers:
+    def settle(self) -> None:
+        """Let a pass that has succeeded be what recurrent layers hold."""
+        for layer in self.recurrent:
+            layer.settle()
+
+    def undo(self, num_tokens: int, *, lane: int = 0) -> None:
+        """Forget what a pass that failed has made of a lane that held `num_tokens` before."""
+        for layer in self._attending:
             layer.counts[lane] = min(layer.counts[lane], num_tokens)
+        for recurrent in self.recurrent:
+            recurrent.drop()
+
+    def repeat(self, first: int, index: int) -> None:
+        """Let a layer hold as many tokens as the `first` one that is like it, for a pass that computes only that."""
+        layer, other = self.layers[index], self.layers[first]
+        if isinstance(layer, RecurrentLayer):
+            layer.repeat(other)
+        else:
+            layer.counts[:] = other.counts
+
+    def reachable(self, num_tokens: int, *, lane: int = 0) -> int:
+        """Return what `truncate` would leave."""
+        held = min(num_tokens, self.num_cached_in(lane))
+        return self.recurrent[0].reachable(held, lane) if self.recurrent else held
+
+    def truncate(self, num_tokens: int, *, lane: int = 0) -> int:
+        """Forget all but a lane's first `num_tokens` tokens; return how many are left, fewer where states hold more."""
+        left = self.reachable(num_tokens, lane=lane)
+        for layer in self._attending:
+            layer.counts[lane] = left
+        for recurrent in self.recurrent:
+            recurrent.truncate(left, lane)
+        return left
 
     def occupy(self, num_tokens: int) -> None:
         """Let the first lane hold so many tokens, whatever its slots hold; for measurements."""
-        for layer in self.layers:
+        for layer in self._attending:
             layer.counts[0] = num_tokens
+        for recurrent in self.recurrent:
+            recurrent.occupy(num_tokens, 0)
 
     @torch.inference_mode()
     def compact(self, start: int, slots: Sequence[int], *, lane: int = 0) -> None:
         """Keep a lane's first `start` tokens and then the given slots, in order; slots are >= start and increasing."""
         end = start + len(slots)
+        for recurrent in self.recurrent:
+            recurrent.compact(start, slots, lane)
         if list(slots) == list(range(start, end)):
-            self.truncate(end, lane=lane)
+            for layer in self._attending:
+                layer.counts[lane] = min(layer.counts[lane], end)
             return
         if self._blocks:
             first = lane * self.capacity
@@ -255,25 +309,31 @@ class TreeCache(Cache):  # type: ignore[misc]
                 block[:, first + start : first + end] = block.index_select(1, index)
         if self._travelling is not None:
             self._travelling.keep(start, slots)
-        for layer in self.layers:
+        for layer in self._attending:
             layer.counts[lane] = end
 
     @torch.inference_mode()
     def copy(self, num_tokens: int, *, source: int, lane: int) -> None:
         """Let a lane hold what another one holds of its first `num_tokens` tokens, and nothing else."""
-        assert num_tokens <= self.num_cached_in(source), "the source holds so many"
+        assert num_tokens == self.reachable(num_tokens, lane=source), "the source can be cut to so many"
         first, other = lane * self.capacity, source * self.capacity
         for block in self._blocks:
             block[:, first : first + num_tokens] = block[:, other : other + num_tokens]
-        for layer in self.layers:
+        for layer in self._attending:
             layer.counts[lane] = num_tokens
+        for recurrent in self.recurrent:
+            recurrent.copy(num_tokens, source=source, lane=lane)
 
     def row_bytes(self, dtype: torch.dtype) -> tuple[int, ...] | None:
-        """Return what each layer keeps of a token, in bytes, if its numbers are of this type; None if nobody knows."""
-        if self._shapes is None:
+        """Return what each layer keeps of a token, in bytes, if its numbers are of this type.
+
+        None if nobody knows, or if layers keep something else than tokens.
+        """
+        shapes = [shape for shape in self._shapes or () if isinstance(shape, CacheShape)]
+        if len(shapes) < len(self.layers):
             return None
         rows = [None if self._travelling is None else self._travelling.of_layer(i) for i in range(len(self.layers))]
-        sizes = zip(rows, self._shapes, strict=True)
+        sizes = zip(rows, shapes, strict=True)
         return tuple(shape.width * dtype.itemsize if own is None else own.shape[1] for own, shape in sizes)
 
     @torch.inference_mode()
@@ -293,14 +353,14 @@ class TreeCache(Cache):  # type: ignore[misc]
         for rows in self._rows_of(start, num_tokens, lane=lane):
             rows.copy_(content[begin : begin + rows.numel()].view(rows.shape))
             begin += rows.numel()
-        for layer in self.layers:
+        for layer in self._attending:
             layer.counts[lane] = start + num_tokens
 
     def allocate(self, like: torch.Tensor) -> None:
         """Take the memory of layers of known shapes, like a tensor of their type and device, if no pass has yet."""
-        missing = (index for index, layer in enumerate(self.layers) if not layer.is_initialized)
-        if self._shapes is not None and (index := next(missing, None)) is not None:
-            self._allocate(index, like, self._shapes[index])
+        for index, shape in enumerate(self._shapes or ()):
+            if isinstance(shape, CacheShape) and not self.layers[index].is_initialized:
+                self._allocate(index, like, shape)
 
     def _rows_of(self, start: int, num_tokens: int, *, lane: int) -> Iterator[torch.Tensor]:
         """Yield every layer's rows of these tokens, uint8 (tokens, bytes), in its own memory."""
@@ -316,6 +376,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         """Let a travelling layer keep its keys and values in `rows`, uint8 (capacity, bytes), until others are lent."""
         assert self._shapes is not None
         shape = self._shapes[layer_index]
+        assert isinstance(shape, CacheShape), "states do not travel"
         if self._widened is None:
             self.layers[layer_index].bind(rows.view(dtype), shape)
             return
@@ -324,7 +385,8 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def _allocate(self, index: int, like: torch.Tensor, shape: CacheShape) -> None:
         """Bind every layer to rows of one allocation, the one of that index to rows of `shape`."""
-        shapes = {index: shape} if self._shapes is None else dict(enumerate(self._shapes))
+        known = enumerate(self._shapes or ())
+        shapes = {place: one for place, one in known if isinstance(one, CacheShape)} or {index: shape}
         for travelling in () if self._travelling is None else self._travelling.layers:
             del shapes[travelling]
         assert shapes[index] == shape, f"layer {index} keeps {shape}, and {shapes[index]} was expected"

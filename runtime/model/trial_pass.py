@@ -17,17 +17,18 @@ from torch.utils._pytree import tree_map_only
 from offload.errors import CheckpointError
 from runtime.model.architecture import DecoderParts, first_line, max_positions, unsupported
 from runtime.model.layer_binding import ComputePlan
+from runtime.model.recurrent_cache import RecurrentLayer, RecurrentShape
 from runtime.model.safe_build import SafeBuild
 from runtime.model.streamed_model import PassInput, StreamedModel
-from runtime.model.tree_cache import CacheShape, TreeCache
+from runtime.model.tree_cache import CacheShape, LayerShape, TreeCache
 
 _NUM_TOKENS = 2
 _MAX_REAL_ELEMENTS = 2**27
 """Of tables of positions."""
 
 
-def try_pass(parts: DecoderParts) -> tuple[CacheShape, ...]:
-    """Return what each layer's cache keeps of a token; `parts` serve for nothing else afterwards.
+def try_pass(parts: DecoderParts) -> tuple[LayerShape, ...]:
+    """Return what each layer's cache keeps; `parts` serve for nothing else afterwards.
 
     Raises CheckpointError if a pass fails, or if its layers do not run once each, in order, each with a cache.
     """
@@ -47,11 +48,23 @@ def try_pass(parts: DecoderParts) -> tuple[CacheShape, ...]:
         where = f"config.json ({parts.model.config.model_type})"
         raise CheckpointError(f"{where} describes a model whose first pass fails: {first_line(error)}") from error
     caches = [model.cache.layers[index] for index in layers.alike]
-    if layers.num_run < len(caches) or any(cache.counts[0] < _NUM_TOKENS for cache in caches):
+    if layers.num_run < len(caches) or model.cache.num_cached < _NUM_TOKENS:
         raise unsupported(parts.model, "layers that do not all keep keys and values of every token")
     if logits.shape != (_NUM_TOKENS, model.vocab_size):
         raise unsupported(parts.model, f"a head of {logits.shape[-1]} instead of {model.vocab_size} tokens")
-    return tuple(CacheShape(_heads(cache.keys), _heads(cache.values)) for cache in caches)
+    return tuple(
+        _recurrent_shape(cache)
+        if isinstance(cache, RecurrentLayer)
+        else CacheShape(_heads(cache.keys), _heads(cache.values))
+        for cache in caches
+    )
+
+
+def _recurrent_shape(cache: RecurrentLayer) -> RecurrentShape:
+    tensors = cache.lanes[0].tensors
+    assert tensors is not None, "a pass has run"
+    num_heads, key_width, value_width = tensors.state.shape
+    return RecurrentShape((num_heads, key_width, value_width), tensors.rows.shape[1], len(tensors.tail) + 1)
 
 
 def _heads(cached: torch.Tensor) -> tuple[int, int]:
@@ -100,7 +113,7 @@ class _TriedLayers:
         self._outputs[index] = output
 
     def _repeat(self, first: int, index: int, *args: Any, **kwargs: Any) -> Any:
-        self._cache.layers[index].counts[:] = self._cache.layers[first].counts
+        self._cache.repeat(first, index)
         return self._outputs[first]
 
 

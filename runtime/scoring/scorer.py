@@ -323,7 +323,8 @@ class _Lane:
         is_under_way = len(self._slots) < len(self._branch.token_ids)
         if not self._enter(queue):
             return None
-        self._cache.truncate(len(self._slots), lane=self._lane)
+        # Where layers keep states, a cut may leave less: what is missing is read again, and nothing of it is wanted.
+        self._slots = self._slots[: self._cache.truncate(len(self._slots), lane=self._lane)]
         # Branches that others have entered since are not before one that is under way: its own tokens are its to read.
         shared = None if is_under_way else self._take_over(others)
         num_cached = len(self._slots)
@@ -346,6 +347,8 @@ class _Lane:
     def _take_over(self, others: Sequence["_Lane"]) -> tuple[int, int] | None:
         """Begin with what another lane holds of the branch, if that is clearly more; return whose, and how many."""
         held = {other._lane: _num_shared(other._chain, self._branch.token_ids[:-1]) for other in others}
+        if self._cache.recurrent:  # whose states are shared as they were before the pass
+            held = {lane: self._cache.reachable(count, lane=lane) for lane, count in held.items()}
         source = max(held, key=held.__getitem__, default=self._lane)
         if held.get(source, 0) < len(self._slots) + LEAST_SHARED:
             return None

@@ -31,8 +31,8 @@ EQUAL = (
     ),
     *("granite", "granite_swa", "helium", "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "jais2"),
     *("lfm2", "llama", "minicpm3", "ministral", "ministral3", "mistral", "modernbert-decoder", "moshi", "nanochat"),
-    *("nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss"),
-    *("smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu"),
+    *("nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "qwen3_5"),
+    *("qwen3_5_text", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu"),
 )
 ROPE = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 3.0]}
@@ -45,6 +45,7 @@ VARIANTS = {
     "minicpm3 full queries": {"q_lora_rank": None},
     "gemma4_text one head_dim": {"per_layer_config": {}},
     "qwen3_moe without experts": {"num_local_experts": 0},
+    "qwen3_next without experts": {"num_experts": 0},
     "mistral of two kinds": {"sliding_window": 2},
     "llama with yarn": {"rope_parameters": {**ROPE, "rope_type": "yarn"}},
     "llama with dynamic frequencies": {"rope_parameters": {**ROPE, "rope_type": "dynamic"}},

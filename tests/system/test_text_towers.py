@@ -33,6 +33,7 @@ PUBLISHED = {
     "muse_glimmer": ("model.language_model.layers.0.", "model.vision_tower."),
     "qwen2_5_vl": ("model.layers.0.", "visual."),
     "qwen2_vl": ("model.layers.0.", "visual."),
+    "qwen3_5": ("model.language_model.layers.0.", "model.visual."),
     "qwen3_vl": ("model.language_model.layers.0.", "model.visual."),
 }
 """How the names of the first layer and of the tower begin."""

@@ -13,6 +13,7 @@ from runtime.engine.drafter import Drafter
 from runtime.engine.growing_tree import WantedTree
 from runtime.events import LevelDrafted
 from runtime.model.pass_shapes import most_ranked, widest_level
+from runtime.model.streamed_model import chain_input
 from runtime.speculation.dynamic_tree import GrowthLimits
 from runtime.speculation.sampling import logits_to_probs, top_tokens
 from runtime.speculation.schemes import (
@@ -24,6 +25,7 @@ from runtime.speculation.schemes import (
 )
 from runtime.speculation.token_tree import TokenTree
 from tests.support.generator_ends import drained
+from tests.support.hybrids import save_hybrid
 from tests.support.reference_models import own_logits
 from tests.support.session_factory import open_tiny, save_tiny_folder
 from tests.support.trees import tree_of_counts
@@ -211,3 +213,21 @@ def test_what_the_draft_had_run_is_restored_and_followed_from_there(drafter: Dra
     assert drafter.num_committed == drafter.model.cache.num_cached == 4
     after = grown(drafter, text, GREEDY)
     assert after.token_ids.tolist() == before.token_ids.tolist()
+
+
+def test_a_lane_of_a_hybrid_takes_over_what_a_state_can_be_cut_to(tmp_path: Path) -> None:
+    """And follows its text from there; it never gives up what it has for less."""
+    folder = save_hybrid(tmp_path)
+    with open_tiny(folder, draft=folder, tree="8x4", num_texts=2) as opened:
+        drafter = opened.session.engine.drafter
+        assert drafter is not None
+        text = np.random.default_rng(1).integers(7, 90, 60).tolist()
+        drafter.follow(text[:40], chunk_tokens=40, num_left=1)
+        held = drafter.num_committed
+        for wanted, expected in ((held - 7, 0), (held, held), (held - 1, held)):
+            drafter.share(wanted, source=0, lane=1)
+            assert drafter.num_committed_in(1) == expected == drafter.model.cache.num_cached_in(1)
+        drafter.follow(text, chunk_tokens=16, num_left=1, lane=1)
+        inputs = chain_input(text[-1:], num_cached=59, lane=1)
+        found = drafter.model.logits(drafter.model.run_pass(inputs))[0]
+        torch.testing.assert_close(found, own_logits(folder, text)[-1], rtol=1e-4, atol=1e-4)

@@ -9,6 +9,7 @@ from offload.formats.stored_sizes import int8_rows_bytes, nf4_bytes
 from runtime.config import EngineConfig
 from runtime.engine.load_plan import LoadPlan
 from runtime.engine.need_of_files import layer_formats, need_of_files
+from runtime.errors import OptionError
 from runtime.fit.machine import Machine
 from runtime.fit.models import shape_of_folder
 from runtime.fit.place import place
@@ -16,6 +17,7 @@ from runtime.model.model_loader import ModelFiles
 from tests.runtime.fit.test_shapes import TINY
 from tests.support.fit_needs import layers_of
 from tests.support.gguf_factory import gguf_model, write_gguf
+from tests.support.hybrids import KINDS, save_hybrid
 from tests.support.model_factory import MAIN_KINDS, save_tiny_model, save_tiny_tokenizer
 
 
@@ -105,6 +107,25 @@ def assert_a_shape_needs_what_its_folder_does(folder, device):
 def test_plan_and_session_need_the_same(tmp_path, kind, device):
     folder = save_tiny_tokenizer(save_tiny_model(kind, tmp_path, hidden_size=64))
     assert_a_shape_needs_what_its_folder_does(folder, torch.device(device))
+
+
+@pytest.mark.parametrize("device", ["cpu", "xpu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_plan_and_session_need_the_same_of_a_hybrid(tmp_path, kind, device):
+    folder = save_hybrid(tmp_path, kind, linear_num_value_heads=6)
+    assert_a_shape_needs_what_its_folder_does(folder, torch.device(device))
+    shape = shape_of_folder(folder)
+    payloads = ModelFiles.open(folder).payload_bytes
+    for planned, found in zip(shape.formats[0].layer_bytes, payloads, strict=True):
+        assert found <= planned < found + 2 * 4096
+
+
+def test_keys_and_values_of_a_hybrid_stay_on_the_device(tmp_path):
+    files = ModelFiles.open(save_hybrid(tmp_path))
+    device = torch.device("xpu")
+    assert need_of_files(EngineConfig(draft="none"), files, None, device=device).kv_cache == "device"
+    with pytest.raises(OptionError, match="--kv-cache host does not go with a model of which most layers keep states"):
+        need_of_files(EngineConfig(draft="none", kv_cache="host"), files, None, device=device)
 
 
 @pytest.mark.real

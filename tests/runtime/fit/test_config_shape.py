@@ -64,6 +64,7 @@ def test_half_and_single_precision_have_their_names():
         {"encoder_config": {"hidden_size": 1}},
         {"is_encoder_decoder": True},
         {"layer_types": ["full_attention", "linear_attention"]},
+        {"model_type": "qwen3_5_text", "layer_types": ["full_attention", "mamba"]},
     ],
 )
 def test_what_is_no_dense_decoder_is_refused(changes):

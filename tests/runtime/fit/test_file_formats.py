@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from offload.checkpoint.tensor_entry import TensorEntry
+from offload.units import round_up_to_page
 from runtime.fit.file_formats import (
     FILE_FORMATS,
     GGUF_MIXES,
     PERPLEXITY_MORE,
+    FormatQuestion,
     block_bytes,
     canonical_format,
     format_of_settings,
@@ -65,6 +67,14 @@ def test_every_format_is_smaller_than_the_original_and_has_a_place():
             assert [one.name for one in narrow.formats] == [file_format]
             assert narrow.formats[0].total_bytes < 0.6 * dense.formats[0].total_bytes
             assert len(narrow.formats[0].layer_bytes) == dense.num_layers
+
+
+def test_what_a_recurrence_projects_together_has_a_bit_more():
+    """By llama-quant.cpp, which says so of every fused projection of queries, keys and values."""
+    bits = {"Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K", "Q3_K_M": "Q4_K", "Q6_K": "Q6_K", "Q4_K_S": "Q4_K"}
+    for mix, block in bits.items():
+        question = FormatQuestion([{"qkv": (8, 256)}], [0], 1, (8, 256), True, 2)
+        assert question.sizes_in(mix).layer_bytes == (round_up_to_page(block_bytes(block, (8, 256))),)
 
 
 def test_half_of_the_layers_have_more_bits():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from runtime.fit.models import known_shapes
 from runtime.model.pass_shapes import widest_level
 from runtime.speculation.acceptance import builtin_acceptance
 from runtime.speculation.tree_search import best_first
@@ -58,6 +59,26 @@ def test_the_largest_tree_takes_little_beside_the_layers():
     of_draft = replace(need, draft=replace(need.draft, cache_bytes_per_token=10**6))
     assert of_draft.with_largest_tree(is_cpu=True).max_nodes == 512
     assert need.in_format("nf4").with_largest_tree(is_cpu=True).max_nodes == 256
+
+
+def test_states_are_counted_twice_and_their_marks_where_they_wait():
+    target, draft = known_shapes()["Qwen3.6-27B"], known_shapes()["Qwen3.5-0.8B"]
+    for is_cpu in (True, False):
+        drafting = draft.as_draft(2, is_cpu=is_cpu)
+        need = target.need(drafting, context_tokens=4096, max_nodes=64, compute_item_bytes=2, is_cpu=is_cpu)
+        marks = 8 * (target.workspace(2).state_bytes + draft.workspace(2).state_bytes)
+        assert need.mark_bytes == marks
+        held = target.workspace(2).states_bytes(num_texts=1, num_nodes=64)
+        held += draft.workspace(2).states_bytes(num_texts=1, num_nodes=64, is_grown=True)
+        assert need.fixed_entries()["states of recurrent layers"] == held + (marks if is_cpu else 0)
+        assert need.host_side_bytes == need.stage_bytes + need.host_table_bytes + (0 if is_cpu else marks)
+        largest = need.with_largest_tree(is_cpu=is_cpu).max_nodes
+        rows = sum(2 * shape.workspace(2).delta.row_bytes(2) for shape in (target, draft))
+        assert largest == 512 and 2 * largest * rows > 0.04 * need.layers.total_bytes
+    assert (
+        "states of recurrent layers"
+        not in TINY.need(None, context_tokens=64, max_nodes=1, compute_item_bytes=4).fixed_entries()
+    )
 
 
 def test_a_scratch_is_counted_for_each_model_that_widens_weights():

@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 
 from offload.residency_plan import Tier
+from runtime.errors import OptionError
 from runtime.fit.machine import free_bytes_for, reference_machine, usable_bytes
 from runtime.fit.models import find_model
-from runtime.fit.place import PACKED, LayerFormat, place
+from runtime.fit.place import PACKED, LayerFormat, kv_cache_on, place
 from tests.support.fit_needs import GB, layers_of, machine, round_need
 
 NEED = round_need()
@@ -123,6 +124,13 @@ def test_keys_and_values_travel_where_the_device_does_not_hold_them():
     assert placement.travelling_bytes + placement.cached_bytes == 20_001 * 10 * 10**5
     assert placement.host_bytes == 4 * GB * placement.num_host_layers + placement.travelling_bytes
     assert placement.device_bytes <= placement.device_budget_bytes
+
+
+def test_those_beside_states_stay_whatever_is_free():
+    assert kv_cache_on("auto", is_apart=True) == "auto"
+    assert kv_cache_on("auto", is_apart=True, has_states=True) == "device"
+    with pytest.raises(OptionError, match="--kv-cache host does not go with a model"):
+        kv_cache_on("host", is_apart=True, has_states=True)
 
 
 def test_they_stay_where_travelling_saves_little():

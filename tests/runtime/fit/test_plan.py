@@ -32,6 +32,17 @@ def test_the_published_plain_pass_on_the_l40():
     assert report.main.tree.bound == "link"
 
 
+@pytest.mark.parametrize("format_name", ["bfloat16", "fp8", "Q4_K_M"])
+def test_the_hybrid_that_most_people_would_run_has_a_plan_on_every_card(format_name):
+    """With a draft that is one too; states and rows of 256 nodes and more beside two layers are what 8 GB hold."""
+    target = "qwen3.6-27b" if format_name == "bfloat16" else f"qwen3.6-27b:{format_name}"
+    seconds = []
+    for device_gb in (8, 12, 16, 24):
+        report = planned("rtx-4090", target=target, device_bytes=device_gb * GB)
+        seconds.append(report.main.seconds_per_token)
+    assert seconds == sorted(seconds, reverse=True) and seconds[0] < 0.3
+
+
 def test_the_published_round_on_the_l40():
     """768 x 18 took 6.0 to 6.2 s, nothing resident, with the draft in bf16 as all published ones are."""
     report = planned(device_bytes=0, tree="768x18", draft_format="stored")

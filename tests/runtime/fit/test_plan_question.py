@@ -34,6 +34,12 @@ def test_a_format_may_be_asked_for_in_two_ways():
     assert named.held_formats == ("stored", "int8", "nf4")  # of its draft, which is published in bfloat16
 
 
+def test_a_gguf_file_of_a_hybrid_is_planned_and_said_to_be_out_of_reach():
+    named = resolve_question(PlanRequest(target="qwen3.6-27b:Q4_K_M"))
+    assert named.format_name == "Q4_K_M" and any("cannot be read yet" in note for note in named.notes)
+    assert not any("cannot be read" in note for note in resolve_question(PlanRequest(target="qwen3.6-27b")).notes)
+
+
 def test_a_file_of_the_hub_is_known_by_the_model_that_it_was_made_of():
     found = resolve_question(PlanRequest(target="bartowski/Llama-3.3-70B-Instruct-GGUF:Q4_K_M"))
     assert (found.target.name, found.format_name) == ("Llama-3.3-70B", "Q4_K_M")

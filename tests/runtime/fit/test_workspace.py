@@ -1,9 +1,12 @@
 """What passes hold, by hand-made sums."""
 
+from dataclasses import replace
+
 import pytest
 
+from runtime.config import MAX_TREE_LEVELS
 from runtime.fit.models import known_shapes
-from runtime.fit.workspace import Workspace, expanded_width, num_masks
+from runtime.fit.workspace import DeltaSizes, Workspace, expanded_width, num_masks
 
 SMALL = Workspace(hidden_size=10, head_dim=4, inner_size=20, vocab_size=100, item_bytes=2)
 
@@ -12,6 +15,24 @@ def test_a_pass_holds_its_activations_and_its_masks():
     assert SMALL.pass_bytes(3, 33) == 2 * (3 * (10 + 2 * 4) + 3 * (3 * 10 + 3 * 20) + 3 * 48) + 3 * 16
     windows = Workspace(hidden_size=10, head_dim=4, inner_size=20, vocab_size=100, item_bytes=2, num_masks=2)
     assert windows.pass_bytes(3, 33) - SMALL.pass_bytes(3, 33) == 2 * 3 * 48
+
+
+def test_a_recurrent_layer_holds_pairs_of_a_trees_tokens_and_what_its_rule_makes_of_each():
+    sizes = DeltaSizes(num_layers=3, num_heads=4, num_key_heads=2, key_width=8, value_width=6, window=4)
+    assert sizes.num_channels == 2 * 2 * 8 + 4 * 6 == 56
+    assert sizes.state_bytes(2) == 3 * (4 * 4 * 8 * 6 + 3 * 56 * 2)
+    assert sizes.row_bytes(2) == 3 * (56 * 2 + 8 * 4)
+    of_tokens, state = 5 * (5 * 56 * 2 + 4 * 7 * 4 * 8), 3 * 4 * 4 * 8 * 6
+    assert sizes.layer_bytes(5, 2) == of_tokens + 24 * 25 * 4 + state
+    wide = sizes.layer_bytes(4000, 2) - 4000 * (5 * 56 * 2 + 4 * 7 * 4 * 8) - state
+    assert wide == 24 * 4000 * 4000 * 2, "the heads of one key head at a time"
+    hybrid = replace(SMALL, delta=sizes)
+    assert hybrid.pass_bytes(5, 33) - 5 * (2 * (10 + 8) + 16) == sizes.layer_bytes(5, 2) + 2 * (5 * 3 * 10 + 5 * 48)
+    assert SMALL.states_bytes(num_texts=3, num_nodes=9) == SMALL.state_bytes == 0
+    rows = [num_rows * sizes.row_bytes(2) for num_rows in (9 + 3 * MAX_TREE_LEVELS + 6, 9 + 9 + 6)]
+    states = 2 * 3 * sizes.state_bytes(2)
+    assert hybrid.states_bytes(num_texts=3, num_nodes=9) == states + rows[0]
+    assert hybrid.states_bytes(num_texts=3, num_nodes=9, is_grown=True) == states + rows[1]
 
 
 def test_a_pass_in_slices_holds_one_slice_two_masks_and_what_lies_between_its_layers():
@@ -54,6 +75,7 @@ def test_only_soft_caps_and_latent_attention_copy_keys(config, width):
 def test_windows_are_counted():
     assert num_masks({}) == num_masks({"layer_types": ["full_attention"] * 3}) == 1
     assert num_masks({"layer_types": ["sliding_attention", "full_attention"]}) == 2
+    assert num_masks({"layer_types": ["linear_attention", "full_attention"]}) == 1
     assert num_masks({"sliding_window_pattern": 6}) == 2
 
 

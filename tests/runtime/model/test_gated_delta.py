@@ -116,7 +116,7 @@ def test_the_last_tokens_alone_and_few_heads_at_a_time_are_the_same(monkeypatch)
     arguments = (*(inputs[name] for name in INPUTS), state, Paths(ancestors_of(random_tree(generator, 30))))
     whole = delta_rule(*arguments)
     torch.testing.assert_close(delta_rule(*arguments, num_outputs=7), whole[-7:])
-    monkeypatch.setattr(gated_delta, "_MOST_PAIRS", 2 * 30 * 30)
+    monkeypatch.setattr(gated_delta, "MOST_DELTA_PAIRS", 2 * 30 * 30)
     torch.testing.assert_close(delta_rule(*arguments), whole)
 
 

@@ -3,6 +3,8 @@ import torch
 
 from offload.formats.stored_sizes import int8_token_bytes
 from offload.travelling_rows import TravellingRows
+from runtime.model.gated_delta import Paths
+from runtime.model.recurrent_cache import LaneState, PiecePaths, RecurrentTensors
 from runtime.model.tree_cache import CacheShape, TreeCache
 
 
@@ -223,3 +225,62 @@ def test_rows_that_travel_are_taken_from_host_memory() -> None:
     taken = torch.empty(32, dtype=torch.uint8)
     cache.take_rows(0, 1, taken)
     assert taken.tolist() == content.tolist()
+
+
+def hybrid_cache(*, base: int, num_rows: int, num_lanes: int = 1) -> TreeCache:
+    """A layer of slots and one with a state, which hold the same tokens of the first lane."""
+    cache = TreeCache(num_layers=2, capacity=16, num_lanes=num_lanes, recurrent={1})
+    count = base + num_rows
+    cache.update(states(*range(count)), states(*range(count)), 0)
+    (layer,) = cache.recurrent
+    rows = torch.arange(base, count, dtype=torch.float32)[:, None]
+    piece = PiecePaths(0, slice(0, count), base, Paths(torch.ones(num_rows, num_rows, dtype=torch.bool)), None, True)
+    tensors = RecurrentTensors(torch.zeros(1, 1, 1), torch.zeros(3, 1), rows, rows, rows)
+    layer.after(piece, LaneState(base, tensors))
+    return cache
+
+
+def rows_held(cache: TreeCache, lane: int = 0) -> list[float]:
+    tensors = cache.recurrent[0].lanes[lane].tensors
+    return [] if tensors is None else tensors.rows[:, 0].tolist()
+
+
+def test_layers_with_states_hold_a_pass_once_it_has_succeeded() -> None:
+    cache = hybrid_cache(base=4, num_rows=3)
+    assert cache.num_cached == 0
+    cache.undo(0)
+    cache.settle()
+    assert cache.num_cached == 0 and rows_held(cache) == []
+    cache = hybrid_cache(base=4, num_rows=3)
+    cache.settle()
+    assert cache.num_cached == 7 and rows_held(cache) == [4, 5, 6]
+
+
+def test_all_layers_are_cut_to_what_states_can_be_cut_to() -> None:
+    cache = hybrid_cache(base=4, num_rows=5)
+    cache.settle()
+    cache.compact(5, [6, 8])
+    assert cached_keys(cache) == [0, 1, 2, 3, 4, 6, 8] and rows_held(cache) == [4, 6, 8]
+    assert cache.truncate(6) == cache.num_cached == 6 and rows_held(cache) == [4, 6]
+    assert cache.reachable(4) == 4 and cache.reachable(3) == 0
+    assert cache.truncate(3) == cache.num_cached == 0
+    assert hybrid_cache(base=4, num_rows=1).row_bytes(torch.float32) is None
+
+
+def test_a_lane_takes_over_states_and_slots_alike() -> None:
+    cache = hybrid_cache(base=4, num_rows=3, num_lanes=2)
+    cache.settle()
+    for count, rows in ((6, [4, 5]), (4, [])):
+        cache.copy(count, source=0, lane=1)
+        assert cache.num_cached_in(1) == count and rows_held(cache, 1) == rows
+    with pytest.raises(AssertionError, match="can be cut to"):
+        cache.copy(2, source=0, lane=1)
+
+
+def test_a_measured_lane_holds_what_it_is_told_in_every_layer() -> None:
+    cache = TreeCache(num_layers=2, capacity=16, recurrent={1})
+    cache.update(states(0), states(0), 0)
+    cache.occupy(9)
+    assert cache.num_cached == 9
+    cache.compact(0, [0, 3])
+    assert cache.num_cached == 2 and cache.truncate(0) == 0

@@ -7,6 +7,8 @@ from torch import nn
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.errors import CheckpointError
 from runtime.model.architecture import open_decoder
+from runtime.model.recurrent_cache import RecurrentShape
+from runtime.model.tree_cache import CacheShape
 from runtime.model.trial_pass import try_pass
 from tests.support.every_architecture import save_architecture
 from tests.support.model_factory import edit_config
@@ -31,6 +33,13 @@ def tried(folder, **changes):
 def test_the_numbers_that_a_cache_keeps_are_counted(name, widths, tmp_path):
     """Many query heads may share a key, keys and values may be as wide as a latent, and layers may differ."""
     assert [shape.width for shape in tried(save_architecture(name, tmp_path))] == widths
+
+
+def test_layers_that_keep_states_are_counted_as_such(tmp_path):
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_value_head_dim": 4}
+    recurrent = RecurrentShape((6, 8, 4), num_channels=2 * 2 * 8 + 6 * 4, window=4)
+    attending = CacheShape((2, 8), (2, 8))
+    assert tried(save_architecture("qwen3_5_text", tmp_path, **sizes)) == (recurrent, attending, recurrent)
 
 
 def test_layers_that_are_alike_are_tried_once_and_those_that_differ_each(tmp_path, monkeypatch):
