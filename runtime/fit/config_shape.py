@@ -30,7 +30,8 @@ _TIED_UNLESS_SAID = {
     *("gpt2", "cohere", "cohere2", "smollm3", "opt", "bloom"),
 }
 _BIASED_QUERIES = {"qwen2", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "seed_oss"}
-_DELTA_KINDS = {"qwen3_5_text", "qwen3_next"}
+_GATED_KINDS = {"qwen3_5_text", "qwen3_next"}
+_DELTA_KINDS = {*_GATED_KINDS, "olmo_hybrid"}
 """Whose `linear_attention` is Gated DeltaNet, stored as `shapes` has it."""
 _DELTA_SIZES = {
     "num_key_heads": "linear_num_key_heads",
@@ -41,7 +42,7 @@ _DELTA_SIZES = {
 }
 _USUAL_INTERVAL = 4
 """Every so many layers attend, unless a configuration says otherwise."""
-_NORMED_QUERIES = {"qwen3", "qwen3_vl_text", "gemma3_text", "gemma4_text", "exaone4", *_DELTA_KINDS}
+_NORMED_QUERIES = {"qwen3", "qwen3_vl_text", "gemma3_text", "gemma4_text", "exaone4", *_GATED_KINDS}
 """Whose queries and keys each have a norm as wide as a head."""
 _NUM_NORMS = {
     **dict.fromkeys(("gemma2", "gemma3_text", "gemma4_text", "muse_glimmer_text"), 4),
@@ -72,6 +73,8 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
     inner_names = ("n_inner",) if is_old else ("intermediate_size", "ffn_dim")
     published_as, item_bytes = _stored_as(config, text, where=where)
     num_vector_elements = (heads + 2 * kv_heads) * head_dim if kind in _BIASED_QUERIES else 0
+    if kind == "olmo_hybrid":  # norms as wide as all queries and all keys
+        num_vector_elements = (heads + kv_heads) * head_dim
     return ModelShape(
         name=name,
         source=where,
@@ -86,7 +89,7 @@ def shape_of_config(config: Mapping[str, Any], *, name: str, where: str) -> Mode
         item_bytes=item_bytes,
         num_vector_elements=num_vector_elements + (2 * head_dim if kind in _NORMED_QUERIES else 0),
         num_norms=_NUM_NORMS.get(kind, 2),
-        has_gated_attention=kind == "muse_glimmer_text" or kind in _DELTA_KINDS,
+        has_gated_attention=kind == "muse_glimmer_text" or kind in _GATED_KINDS,
         is_gated=kind not in _WITHOUT_GATE,
         published_as=published_as,
         global_attention=_global_attention(text, num_layers, kv_heads, where=where) if kind == "gemma4_text" else None,

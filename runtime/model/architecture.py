@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import Concatenate, WeightConverter, WeightRenaming, rename_source_key
 
 from offload.checkpoint.checkpoint import Checkpoint
 from offload.checkpoint.tensor_entry import TensorEntry
@@ -34,6 +34,7 @@ from profiles.errors import quote
 from runtime.model import gguf_names
 from runtime.model.attention import register_grouped_attention
 from runtime.model.delta_layers import delta_module
+from runtime.model.layer_binding import PIECE
 from runtime.model.safe_build import SUPPORTED, SafeBuild, declared, refuse_unsupported, walk_settings
 from runtime.model.text_tower import decoder_class, is_composite, model_class, other_token_ids, text_config
 
@@ -240,10 +241,13 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
     """
     layers_name, layers = _find_layers(model)
     header = checkpoint.gguf
-    tied, stored_names = _match_names(model, checkpoint)
+    tied, stored_names, pieces = _match_names(model, checkpoint)
     groups = _find_groups(model, checkpoint, stored_names, tied=tied)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
-    checkpoint.check({name: shape for name, shape in shapes.items() if name not in groups}, stored_names=stored_names)
+    whole = {name: shape for name, shape in shapes.items() if name not in groups and name not in pieces}
+    checkpoint.check(whole, stored_names=stored_names)
+    for name, found in pieces.items():
+        _check_pieces(checkpoint, name, found, shapes[name])
     streamed = {
         name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(f"{layers_name}.")
     }
@@ -258,7 +262,11 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
             f"{name}{suffix}".removeprefix(prefix): entry
             for name in names
             for suffix, entry in (
-                groups[name].entries if name in groups else {"": checkpoint.tensors[stored_names[name]]}
+                groups[name].entries
+                if name in groups
+                else pieces[name]
+                if name in pieces
+                else {"": checkpoint.tensors[stored_names[name]]}
             ).items()
         }
 
@@ -331,25 +339,33 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return layers_name, layers
 
 
-def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
-    """Return which parameters are tied to which, and the stored name of every parameter that has one.
+def _match_names(
+    model: PreTrainedModel, checkpoint: Checkpoint
+) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, TensorEntry]]]:
+    """Return which parameters are tied to which, the stored name of every parameter that has one, and what is stored
+    of those that are stored in pieces, by what follows the parameter's name in a piece's.
 
     transformers' own renaming decides: old spellings, and the base prefix that checkpoints of base models lack.
-    Where it would also change values while loading, the file's bytes are not the layer's.
+    Where it would also change values while loading, the file's bytes are not the layer's; a convolution's rows may
+    come in several tensors.
     """
     state = model.state_dict()
     conversions = get_model_conversion_mapping(model)
     renamings = [item for item in conversions if isinstance(item, WeightRenaming)]
     converters = [item for item in conversions if isinstance(item, WeightConverter)]
     stored_names = {name: name for name in state if name in checkpoint.tensors}
+    pieces: dict[str, dict[str, TensorEntry]] = {}
     if checkpoint.gguf is not None:
         num_layers = model.config.num_hidden_layers
         stored_names = gguf_names.stored_names_of(state, checkpoint.gguf, num_layers=num_layers)
     for stored_name in checkpoint.tensors if checkpoint.gguf is None else ():
         name, conversion = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, state)
-        if conversion is not None and name in state:
+        place = None if conversion is None else _place_of_rows(model, name, conversion, converters)
+        if place is not None:
+            pieces.setdefault(name, {})[f"{PIECE}{place}"] = checkpoint.tensors[stored_name]
+        elif conversion is not None and name in state:
             raise unsupported(model, f"tensors that are converted while loading ({quote(stored_name)})")
-        if name in state:
+        elif name in state:
             stored_names.setdefault(name, stored_name)
     tied: dict[str, str] = {}
     for target, source in model.all_tied_weights_keys.items():
@@ -357,7 +373,29 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> tuple[dict[s
             tied[target] = source
         elif target in stored_names and source not in stored_names:
             tied[source] = target
-    return tied, stored_names
+    return tied, stored_names, pieces
+
+
+def _place_of_rows(
+    model: PreTrainedModel, name: str, conversion: str, converters: Sequence[WeightConverter]
+) -> int | None:
+    """Return which of the tensors it is that transformers puts one below the other for a convolution; None if none."""
+    converter = next(each for each in converters if conversion in each.source_patterns)
+    owner = model.get_submodule(name.rpartition(".")[0]) if name in model.state_dict() else None
+    operations = converter.operations
+    is_stacked = len(operations) == 1 and isinstance(operations[0], Concatenate) and operations[0].dim == 0
+    return converter.source_patterns.index(conversion) if is_stacked and type(owner) is nn.Conv1d else None
+
+
+def _check_pieces(checkpoint: Checkpoint, name: str, pieces: Mapping[str, TensorEntry], shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError unless the pieces of a parameter make up its shape."""
+    checkpoint.check({entry.name: (entry.shape[0], *shape[1:]) for entry in pieces.values() if entry.shape})
+    num_rows = sum(entry.shape[0] for entry in pieces.values() if entry.shape)
+    if num_rows != shape[0]:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds {num_rows} rows of {quote(name)} in {len(pieces)} tensors, but "
+            f"{checkpoint.settings_place} calls for {shape[0]}; the download is incomplete or damaged"
+        )
 
 
 def _layer_windows(model: PreTrainedModel, layers_name: str, *, num_layers: int) -> tuple[int | None, ...]:

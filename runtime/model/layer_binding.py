@@ -25,6 +25,8 @@ from offload.formats.weight_format import (
 )
 
 HOST_DEVICE = torch.device("cpu")
+PIECE = "@"
+"""In the name of a tensor that is one of several rows of a parameter: stands between that one's name and its place."""
 _SHIFT = "stored_shift"
 """The attribute of a module that says what is added to its stored weight."""
 Convert = Callable[[StoredWeight], StoredWeight]
@@ -148,14 +150,23 @@ class ModuleBinder:
         return {name: linear.stored for name, linear in self._linears.items() if linear.stored is not None}
 
     def bind(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Make `tensors` (by the module's own parameter names, in the storage dtype) the module's weights."""
+        """Make `tensors` (by the module's own parameter names, in the storage dtype) the module's weights.
+
+        What is stored in pieces, see PIECE, is put together on the way.
+        """
+        pieces: dict[str, dict[int, torch.Tensor]] = {}
         for name, tensor in tensors.items():
+            whole, is_piece, place = name.partition(PIECE)
             linear = self._linears.get(name)
-            if linear is not None:
+            if is_piece:
+                pieces.setdefault(whole, {})[int(place)] = tensor
+            elif linear is not None:
                 stored = self._stored(name, tensors)
                 linear.stored = stored if self._convert is None else self._convert(stored)
             elif name not in self.part_names:
                 self._bind_small(name, tensor)
+        for whole, found in pieces.items():
+            self._bind_small(whole, torch.cat([found[place] for place in sorted(found)]))
 
     def _stored(self, name: str, tensors: Mapping[str, torch.Tensor]) -> StoredWeight:
         found = self._formats.get(name)

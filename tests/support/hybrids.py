@@ -14,7 +14,12 @@ from tests.support.every_architecture import small_config
 from tests.support.model_factory import random_model, save_tiny_tokenizer
 from tests.support.reference_models import reference_model
 
-KINDS: Mapping[str, Mapping[str, Any]] = {"qwen3_5_text": {}, "qwen3_5": {}, "qwen3_next": {"num_experts": 0}}
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "qwen3_5_text": {},
+    "qwen3_5": {},
+    "qwen3_next": {"num_experts": 0},
+    "olmo_hybrid": {},
+}
 """Model types, and what makes them dense."""
 
 

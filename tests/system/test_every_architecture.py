@@ -31,7 +31,20 @@ EQUAL = (
     ),
     *("granite", "granite_swa", "helium", "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "jais2"),
     *("lfm2", "llama", "minicpm3", "ministral", "ministral3", "mistral", "modernbert-decoder", "moshi", "nanochat"),
-    *("nemotron", "olmo", "olmo2", "olmo3", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "qwen3_5"),
+    *(
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmo_hybrid",
+        "opt",
+        "persimmon",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_5",
+    ),
     *("qwen3_5_text", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu"),
 )
 ROPE = {"rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}

@@ -20,7 +20,6 @@ from runtime.model.model_loader import ModelFiles
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner.prefill import PassWidths
 from runtime.speculation.token_tree import TokenTree
-from tests.support.every_architecture import save_architecture
 from tests.support.hybrids import KINDS, path_logits, random_path, random_tree, save_hybrid
 from tests.support.model_factory import edit_config
 from tests.support.reference_models import own_logits
@@ -245,10 +244,16 @@ def test_a_hybrid_drafts_in_a_smaller_format(draft_format: str, folder: Path) ->
 
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
-    """Experts, as everywhere, and Olmo Hybrid, whose convolution is stored in three parts."""
+    """Experts, as everywhere, and a convolution of which a part is missing."""
     folder = save_hybrid(tmp_path / "experts", "qwen3_next")
     edit_config(folder, num_experts=4)
     with pytest.raises(CheckpointError, match="mixture of experts"):
         ModelFiles.open(folder)
-    with pytest.raises(CheckpointError, match="tensors that are converted while loading"):
-        ModelFiles.open(save_architecture("olmo_hybrid", tmp_path / "olmo"))
+    folder = save_hybrid(tmp_path / "olmo", "olmo_hybrid")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.linear_attn.k_conv1d.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"holds 53 rows of 'model.layers.0.linear_attn.conv1d.weight' in 2 tensors"
+    ):
+        ModelFiles.open(folder)

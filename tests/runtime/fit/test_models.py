@@ -53,6 +53,7 @@ def test_sizes_are_those_of_the_files(family, tmp_path):
         ("youtu", {}),
         ("qwen3_5", {}),
         ("qwen3_next", {"num_experts": 0}),
+        ("olmo_hybrid", {}),
         ("minicpm3", {}),
     ],
 )

@@ -9,6 +9,7 @@ from offload.formats.ggml_blocks import GgmlFormat
 from offload.formats.int8 import Int8RowsFormat, Int8RowsWeight
 from offload.formats.weight_format import DenseWeight, StoredWeight, UpcastScratch, WidenedWeight
 from runtime.model.layer_binding import (
+    PIECE,
     ComputePlan,
     HostEmbedding,
     ModuleBinder,
@@ -56,6 +57,16 @@ def test_a_bound_module_computes_what_the_original_did(block: Block) -> None:
     expected = block(inputs)
     bound(block)
     torch.testing.assert_close(block(inputs), expected)
+
+
+def test_what_is_stored_in_pieces_is_put_together_in_their_order(block: Block) -> None:
+    """Ten and more of them too, in whatever order the file has them."""
+    binder, tensors = bound(block)
+    rows = torch.arange(12.0)
+    block.norm = nn.LayerNorm(12)
+    pieces = {f"norm.weight{PIECE}{place}": rows[place : place + 1] for place in (11, 3, *range(3), *range(4, 11))}
+    binder.bind({**tensors, **pieces, "norm.bias": torch.zeros(12)} | {"norm.weight": torch.ones(12)})
+    assert block.norm.weight.tolist() == rows.tolist()
 
 
 def test_an_unbound_module_cannot_compute(block: Block) -> None:
