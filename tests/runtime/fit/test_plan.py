@@ -1,5 +1,6 @@
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_the_hybrid_that_most_people_would_run_has_a_plan_on_every_card(format_n
     for device_gb in (8, 12, 16, 24):
         report = planned("rtx-4090", target=target, device_bytes=device_gb * GB)
         seconds.append(report.main.seconds_per_token)
-    assert seconds == sorted(seconds, reverse=True) and seconds[0] < 0.3
+    assert all(more < 1.001 * less for less, more in pairwise(seconds)) and seconds[0] < 0.3
 
 
 def test_the_published_round_on_the_l40():
