@@ -15,6 +15,7 @@ from tui.chat.commands.slash import known_command
 from tui.chat.display import OFFER, ChatDisplay
 from tui.chat.editor import edit_prompt
 from tui.chat.engine.client import EngineDied
+from tui.chat.engine.context import check_context, context_report
 from tui.chat.engine.messages import Loaded
 from tui.chat.importing import import_file
 from tui.chat.models import DEMO_TARGET, refuse_no_model
@@ -297,13 +298,40 @@ class Actions:
 
     async def do_larger_context(self) -> None:
         """Load the model with a context that has room for the conversation, and go on."""
-        remembered, full = self._chat.services.settings, self._chat.dialogue.full
+        full = self._chat.dialogue.full
         if full is None:
-            raise BadInputError("the context has room; /set context changes it")
-        wanted = remembered.settings.replace(context_tokens=full.wanted_context_tokens)
-        self._change_settings(wanted, chosen=("context_tokens",), is_told=False)
+            raise BadInputError("the context has room; /context changes it")
+        await self._load_with_context(full.wanted_context_tokens)
+
+    async def do_context(self, tokens: str = "") -> None:
+        """Say how large the context is and what a larger one costs; or load the model with that one, and go on."""
+        remembered, model = self._chat.services.settings, self._chat.dialogue.state.model
+        if tokens:
+            wanted = remembered.settings.with_text("context_tokens", tokens.replace(",", "")).context_tokens
+            if model is not None and wanted == model.context_tokens:
+                self._chat.say(f"the context holds {wanted:,} tokens already")
+                return
+            if model is not None and isinstance(wanted, int):
+                check_context(model, wanted)
+            await self._load_with_context(wanted)
+        elif model is None:
+            raise BadInputError("no model is open, so there is no context either; /model chooses one")
+        else:
+            sizes = [size for size, _ in model.larger_contexts[:1]]
+            choices = [
+                Choice(f"Context {size}", f"context {size}", "Load the model with it; nothing is lost")
+                for size in sizes
+            ]
+            report = context_report(model, self._chat.dialogue.num_context_tokens)
+            await self._chat.notice.show(report, choices, is_error=False)
+
+    async def _load_with_context(self, context_tokens: int | str) -> None:
+        """Load the model with another context, remembered once that succeeds; what had no room goes on then."""
+        full = self._chat.dialogue.full
+        self._chat.services.settings.choose_context(context_tokens)
         await self._chat.apply(self._chat.dialogue.stop())
-        self._chat.dialogue.try_again_after_load()
+        if full is not None and isinstance(context_tokens, int) and context_tokens > full.num_tokens:
+            self._chat.dialogue.try_again_after_load()
         await self.start_and_load()
 
     def do_restart(self) -> None:

@@ -50,6 +50,12 @@ class AnswerWriter:
         self._num_tokens = 0  # of its rounds
         self._guesses: Guesses | None = None
         self._num_characters = 0
+        self._has_asked = False
+
+    @property
+    def last_conversation_id(self) -> int | None:
+        """Where the last answer belongs; None if there was none."""
+        return self.message.conversation_id if self._has_asked else None
 
     def send(
         self,
@@ -86,6 +92,7 @@ class AnswerWriter:
         is_known = known is not None and known.end == len(message.content)  # else it was written on without being told
         self._guesses = known if is_known else None
         self._num_characters = len(message.content)
+        self._has_asked = True
         self._engine.send(self.request)
 
     def stop(self) -> None:

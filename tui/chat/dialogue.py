@@ -117,6 +117,13 @@ class Dialogue:
     def _written(self) -> StoredMessage:
         return self.tool_calls.running or self._writer.message
 
+    @property
+    def num_context_tokens(self) -> int | None:
+        """What the open conversation took of the context when it was answered last; None if another one was since."""
+        written = self._writer.last_conversation_id
+        is_known = written is not None and written == self.conversation_id
+        return self.state.session.num_context_tokens or None if is_known else None
+
     def messages(self) -> list[StoredMessage]:
         """Return what was said in the open conversation, oldest first."""
         return [] if self.conversation_id is None else self.store.messages(self.conversation_id)

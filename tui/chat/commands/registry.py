@@ -111,6 +111,11 @@ COMMANDS = (
     Command("/system [TEXT]", "System prompt", "Change what the model is told before the conversation begins."),
     Command("/tree [TREE]", "Tree", "Set the tree that is verified in a pass: auto, or nodes x levels as in 64x10."),
     Command(
+        "/context [TOKENS]",
+        "Context",
+        "Say how large the context is and what more costs; or load the model with another.",
+    ),
+    Command(
         "/trim",
         "Trim oldest turns",
         "Leave the oldest turns out of what the model reads, so that the context has room.",
@@ -139,7 +144,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("new", "list", "search", "rename", "delete", "clear", "undo", "redo", "branches", "deleted"),
         *("export", "import", "system", "trim", "untrim"),
     ),
-    "Model": ("model", "set", "tree", "stats", "restart"),
+    "Model": ("model", "set", "context", "tree", "stats", "restart"),
     "Looks": ("theme", "help", "quit"),
 }
 """The commands by what they are about, as the help shows them; what is in none belongs to the last."""

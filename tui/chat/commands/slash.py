@@ -203,6 +203,8 @@ def _candidates(
         case "TREE" | "THINK" | "VALUE":
             name = rest.split()[0] if argument == "VALUE" else argument.lower()
             return [(value, "") for value in _suggestions(name, known)]
+        case "TOKENS":
+            return [(value, "") for value in _suggestions("context", known)]
     return [(value, "") for value in known.get(argument, ())]
 
 

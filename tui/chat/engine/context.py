@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from offload.units import format_bytes
+from profiles.errors import BadInputError
 from runtime.events import Finished
 from runtime.prompts.prompt_file import Message, PromptRequest
-from tui.chat.engine.messages import ContextFull
+from tui.chat.engine.messages import ContextFull, Loaded
 
 if TYPE_CHECKING:
     from runtime.engine.loading import OpenSession
@@ -103,13 +105,45 @@ def largest_context(opened: "OpenSession") -> int:
     return max(context_tokens, context_tokens + bisect_left(sizes, True, key=is_too_large) - 1)
 
 
+def larger_contexts(opened: "OpenSession") -> tuple[tuple[int, int], ...]:
+    """Return larger contexts, twice as large each time and the largest last, with the bytes more that each takes."""
+    need, context_tokens, most = opened.plan.need, opened.session.engine.context_tokens, largest_context(opened)
+    sizes = [1 << power for power in range(context_tokens.bit_length(), most.bit_length())]
+    sizes += [most] * (context_tokens < most not in sizes)
+    return tuple((size, replace(need, context_tokens=size).fixed_bytes - need.fixed_bytes) for size in sizes)
+
+
+def context_report(model: Loaded, num_tokens: int | None) -> str:
+    """Say how large the context is, what a conversation of `num_tokens` takes of it, and what a larger one costs."""
+    held = model.context_tokens
+    used = "" if num_tokens is None else f", of which this conversation takes {num_tokens:,} ({num_tokens / held:.0%})"
+    what = f"the context holds {held:,} tokens, prompt and answer together{used}"
+    if not model.larger_contexts:
+        return f"{what}; it is the largest that the model and the memory allow"
+    (size, num_bytes), (most, most_bytes) = model.larger_contexts[0], model.larger_contexts[-1]
+    costs = f"{size:,} would take {format_bytes(num_bytes)} more memory"
+    if most != size:
+        costs += f", {most:,} {format_bytes(most_bytes)}"
+    return f"{what}; {costs}, and {most:,} is the most that fits; /context {size} opens the model with it"
+
+
+def check_context(model: Loaded, num_tokens: int) -> None:
+    """Raise BadInputError for a context that the model or the memory does not allow, with the most that fits."""
+    most = max([model.context_tokens, *(size for size, _ in model.larger_contexts)])
+    if num_tokens > most:
+        raise BadInputError(
+            f"a context of {num_tokens:,} tokens does not fit; {most:,} is the most that the model and the memory allow"
+            + (f": /context {most}" if most > model.context_tokens else ", and it is open")
+        )
+
+
 def context_words(full: ContextFull) -> str:
     """Say what is the matter and what can be typed about it."""
     what = (
         f"this conversation has {full.num_tokens} tokens and the context holds {full.context_tokens}, answer included"
     )
     if full.wanted_context_tokens <= full.largest_context_tokens:
-        return f"{what}; /set context {full.wanted_context_tokens} makes room for all of it"
+        return f"{what}; /context {full.wanted_context_tokens} makes room for all of it"
     if full.fits_alone:
         return f"{what}, and {full.largest_context_tokens} is the most that the model and the memory allow"
     return f"{what}, {full.largest_context_tokens} at most; /edit takes the last prompt back, to be shortened"

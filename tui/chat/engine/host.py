@@ -26,7 +26,7 @@ from runtime.errors import OptionError, PromptTooLongError
 from runtime.events import Finished, LoadProgress, Round
 from tui.chat.commands.slash import as_typed_here
 from tui.chat.engine.child_process import lines_of, step_back, write_line
-from tui.chat.engine.context import context_full, context_words
+from tui.chat.engine.context import context_full, context_words, larger_contexts
 from tui.chat.engine.messages import (
     Answer,
     AnswerEvent,
@@ -357,6 +357,7 @@ def loaded(opened: "OpenSession") -> Loaded:
         predicted_seconds_per_token=_predicted_seconds_per_token(opened),
         sentences=(plan.advice.sentence, *map(_in_short, opened.notes), *own_sentences),
         own_settings=own_settings,
+        larger_contexts=larger_contexts(opened),
     )
 
 

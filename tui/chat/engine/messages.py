@@ -105,6 +105,9 @@ class Loaded:
     """Whether the chat template takes tools."""
     own_settings: Mapping[str, float] = field(default_factory=dict)
     """What the model samples with by its own settings, by fields of `SamplingParams`, where nobody chooses."""
+    larger_contexts: tuple[tuple[int, int], ...] = ()
+    """Contexts that would have room too, in ascending order, the most that fits last, and how many bytes more each
+    takes."""
 
     @property
     def device_bytes(self) -> int:

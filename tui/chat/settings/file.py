@@ -76,6 +76,7 @@ class RememberedSettings:
         self._draw_seed = draw_seed
         self._unwritten: set[str] = set()
         self._choice: tuple[str, str] | None = None  # target and draft that are to be loaded, and may turn out not to
+        self._context: int | str | None = None  # the same of the context
 
     @property
     def shown(self) -> ChatSettings:
@@ -128,6 +129,8 @@ class RememberedSettings:
     def config(self) -> EngineConfig:
         """Return what the next load is of."""
         chosen = {} if self._choice is None else {"target": self._choice[0] or None, "draft": self._choice[1]}
+        if self._context is not None:
+            chosen["context_tokens"] = SETTINGS["context_tokens"].engine_value(self._context)
         return EngineConfig(**(self._fields_of(EngineConfig) | chosen))
 
     def _fields_of(self, owner: type[SamplingParams] | type[EngineConfig]) -> dict[str, Any]:
@@ -158,9 +161,13 @@ class RememberedSettings:
         """Let the next load be of this model and draft, whatever was said before; nothing is remembered of it yet."""
         self._choice = (target, draft)
 
+    def choose_context(self, context_tokens: int | str) -> None:
+        """Let the next load have that context, a number or `auto`; it is remembered once the model is loaded."""
+        self._context = context_tokens
+
     def forget_choice(self) -> None:
-        """Let loads be of the model before: the one that was chosen cannot be loaded."""
-        self._choice = None
+        """Let loads be as before: of the model, or with the context, that was chosen none can be."""
+        self._choice = self._context = None
 
     def keep_model(self) -> None:
         """Remember the model that could be loaded: as the default if it was chosen here, always among the recent ones.
@@ -168,6 +175,9 @@ class RememberedSettings:
         Raises WriteError.
         """
         choice, self._choice = self._choice, None
+        if (context_tokens := self._context) is not None:
+            self._context = None
+            self.replace(self.settings.replace(context_tokens=context_tokens), chosen=("context_tokens",))
         if choice is not None:
             target, draft = choice
             self.replace(self.settings.with_target(target).replace(draft=draft), chosen=("target", "draft"))

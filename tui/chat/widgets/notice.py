@@ -23,7 +23,7 @@ class Choice:
 
     label: str
     command: str
-    """What the screen is told to do."""
+    """What the screen is told to do: the name of a command, and what stands behind it."""
     help: str
 
 
@@ -96,7 +96,7 @@ class NoticeBar(Vertical):
         event.stop()
         self.action_dismiss()
         if event.button.name:
-            await self.run_action(f"screen.do('{event.button.name}')")
+            await self.run_action(f"screen.do({', '.join(map(repr, event.button.name.split()))})")
 
 
 def _button(choice: Choice) -> Button:

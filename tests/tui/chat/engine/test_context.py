@@ -1,14 +1,24 @@
 """What makes room in a full context, against trying every number of turns."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
+import pytest
+
+from profiles.errors import BadInputError
 from runtime.events import AnswerParts
 from runtime.prompts.prompt_file import Message, PromptRequest
-from tests.support.chat_fakes import FINISHED
+from tests.support.chat_fakes import FINISHED, LOADED
 from tui.chat.engine import context
-from tui.chat.engine.context import context_full, context_words, room_for
+from tui.chat.engine.context import (
+    check_context,
+    context_full,
+    context_report,
+    context_words,
+    larger_contexts,
+    room_for,
+)
 
 
 def test_thinking_is_counted_as_the_template_takes_it(monkeypatch):
@@ -74,7 +84,7 @@ def test_a_larger_context_is_a_power_of_two_or_the_largest():
 
 
 def test_what_is_said_can_be_typed():
-    assert "/set context 256 makes room" in context_words(room([150]))
+    assert "/context 256 makes room" in context_words(room([150]))
     assert context_words(room([20, 400, 20])).endswith("and 400 is the most that the model and the memory allow")
     assert "/edit takes the last prompt back" in context_words(room([450]))
 
@@ -88,3 +98,53 @@ def test_a_raw_text_is_counted_as_it_is(monkeypatch):
     more = replace(FINISHED, text="more")
     full = context_full(SimpleNamespace(session=session), PromptRequest(id="1", prompt="word " * 150), more)
     assert (full.num_tokens, full.num_left_out, full.wanted_context_tokens) == (151, 0, 256)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A token of context takes three bytes, whatever else there is a hundred."""
+
+    context_tokens: int
+
+    @property
+    def fixed_bytes(self):
+        return 100 + 3 * self.context_tokens
+
+
+@pytest.mark.parametrize(
+    ("held", "most", "expected"),
+    [
+        (100, 100, ()),
+        (100, 127, ((127, 81),)),
+        (100, 128, ((128, 84),)),
+        (128, 700, ((256, 384), (512, 1152), (700, 1716))),
+        (1, 4, ((2, 3), (4, 9))),
+    ],
+)
+def test_larger_contexts_end_with_the_largest_and_say_what_each_takes_more(monkeypatch, held, most, expected):
+    monkeypatch.setattr(context, "largest_context", lambda opened: most)
+    session = SimpleNamespace(engine=SimpleNamespace(context_tokens=held))
+    assert larger_contexts(SimpleNamespace(session=session, plan=SimpleNamespace(need=Need(held)))) == expected
+
+
+LARGER = replace(LOADED, larger_contexts=((8192, 200_000_000), (16384, 600_000_000), (20000, 800_000_000)))
+
+
+def test_the_report_says_what_is_taken_and_what_more_costs():
+    assert context_report(LARGER, 1024) == (
+        "the context holds 4,096 tokens, prompt and answer together, of which this conversation takes 1,024 (25%); "
+        "8,192 would take 200 MB more memory, 20,000 800 MB, and 20,000 is the most that fits; "
+        "/context 8192 opens the model with it"
+    )
+    assert "20,000 800 MB" not in context_report(replace(LARGER, larger_contexts=((8192, 2),)), None)
+    alone = context_report(LOADED, None)
+    assert alone.endswith("together; it is the largest that the model and the memory allow")
+
+
+def test_a_context_that_does_not_fit_is_refused_with_the_most_that_does():
+    for fitting in (1, 4096, 20_000):
+        check_context(LARGER, fitting)
+    with pytest.raises(BadInputError, match=r"20,000 is the most that the model and the memory allow: /context 20000$"):
+        check_context(LARGER, 20_001)
+    with pytest.raises(BadInputError, match=r"4,096 is the most that the model and the memory allow, and it is open$"):
+        check_context(LOADED, 4097)

@@ -192,6 +192,16 @@ def test_a_model_is_loaded_and_what_it_holds_is_told(folder: Path):
     assert [one.seconds for one in loadings] == sorted(one.seconds for one in loadings)
 
 
+def test_the_largest_context_that_is_said_to_fit_does(folder: Path):
+    loaded = serve(load(folder))[-1]
+    assert isinstance(loaded, Loaded)
+    sizes, num_bytes = zip(*loaded.larger_contexts, strict=True)
+    assert sizes == (256, 512) and 0 < num_bytes[0] < num_bytes[1]  # the model has 512 positions
+    largest = serve(load(folder, context_tokens=sizes[-1]))[-1]
+    assert isinstance(largest, Loaded)
+    assert (largest.context_tokens, largest.larger_contexts) == (512, ())
+
+
 def test_cores_are_left_to_the_app_where_they_compute(folder: Path):
     calls = []
     inbox = ScriptedInbox([load(folder)])

@@ -291,6 +291,22 @@ def test_a_model_is_remembered_only_once_it_could_be_loaded(tmp_path):
     assert read_settings(path)[0].recent_targets == ("c",)
 
 
+def test_a_context_is_remembered_only_once_a_model_could_be_loaded_with_it(tmp_path):
+    path = tmp_path / "settings.toml"
+    remembered = RememberedSettings(ChatSettings(target="a"), path=path, overrides={"context_tokens": 2048})
+    remembered.choose_context(8192)
+    assert remembered.config().context_tokens == 8192
+    remembered.forget_choice()
+    assert remembered.config().context_tokens == 2048
+    remembered.choose_context(8192)
+    remembered.keep_model()
+    assert remembered.config().context_tokens == 8192 == read_settings(path)[0].context_tokens
+    remembered.choose_context("auto")
+    assert remembered.config().context_tokens is None
+    remembered.keep_model()
+    assert read_settings(path)[0].context_tokens == "auto"
+
+
 def test_nothing_that_the_command_line_says_is_remembered_but_that_its_model_was_used(tmp_path):
     path = tmp_path / "settings.toml"
     overrides = {"target": "b", "draft": "none", "temperature": 0.0}
