@@ -10,6 +10,7 @@ from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import (
     Answer,
     AnswerEvent,
+    CountTokens,
     Loaded,
     LoadModel,
     OfAnswer,
@@ -110,12 +111,15 @@ def endless(request: Request) -> list[Report]:
 class FakeEngine:
     """An `EngineClient` without a process: keeps what it is sent in `requests` and says what `script` makes of it.
 
+    What is to be counted, which comes a moment after any key, is kept in `counts`.
+
     `script` may be exchanged at any time; `die` is what a killed process looks like.
     """
 
     def __init__(self, script: Callable[[Request], Iterable[Report]] = polite) -> None:
         self.script = script
         self.requests: list[Request] = []
+        self.counts: list[Request] = []
         self.num_starts = 0
         self.is_closed = False
         self._is_alive = False
@@ -131,7 +135,7 @@ class FakeEngine:
 
     def send(self, request: Request) -> None:
         if self._is_alive:
-            self.requests.append(request)
+            (self.counts if isinstance(request, CountTokens) else self.requests).append(request)
             self.say(*self.script(request))
 
     def say(self, *reports: Report) -> None:

@@ -322,7 +322,7 @@ class Actions:
                 Choice(f"Context {size}", f"context {size}", "Load the model with it; nothing is lost")
                 for size in sizes
             ]
-            report = context_report(model, self._chat.dialogue.num_context_tokens)
+            report = context_report(model, self._chat.counter.num_conversation_tokens)
             await self._chat.notice.show(report, choices, is_error=False)
 
     async def _load_with_context(self, context_tokens: int | str) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from profiles.errors import OverstoryError
 from runtime.config import SamplingParams
-from runtime.prompts.prompt_file import Message, PromptRequest, ToolCall
+from runtime.prompts.prompt_file import PromptRequest, ToolCall
 from tui.chat.changes import Changes, TextCame, ThoughtCame, Trouble
 from tui.chat.engine.client import EngineClient
 from tui.chat.engine.messages import Answer, StopAnswer
+from tui.chat.reading import Reading
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.guesses import Guesses, guesses_of
-from tui.chat.store.records import EndState, StoredMessage, Thinking, raw_text
+from tui.chat.store.records import EndState, StoredMessage, Thinking
 from tui.chat.store.store import ConversationStore
 
 
@@ -57,35 +58,11 @@ class AnswerWriter:
         """Where the last answer belongs; None if there was none."""
         return self.message.conversation_id if self._has_asked else None
 
-    def send(
-        self,
-        message: StoredMessage,
-        turns: tuple[Message, ...],
-        *,
-        is_continued: bool,
-        is_text: bool,
-        tools: str | None = None,
-    ) -> None:
-        """Ask for an answer to these turns, as `message`; where `is_text`, they are a text to be written on.
-
-        The answer ends with its first call of one of `tools`.
-        """
+    def send(self, message: StoredMessage, reading: Reading, *, is_continued: bool) -> None:
+        """Ask for an answer to what the model reads, as `message`."""
         params, request_id = self._params(), next(self._request_ids)
         params = replace(params, seed=params.seed + len(self._store.versions_of(message.id)) - 1)
-        prompt = PromptRequest(
-            id=str(request_id),
-            messages=turns,
-            params=params,
-            unchosen=self._unchosen(),
-            is_continued=is_continued,
-            tools=tools,
-            wants_parts=True,
-            wants_guesses=True,
-            has_one_call=tools is not None,
-        )
-        if is_text:
-            text = raw_text(turns)
-            prompt = PromptRequest(id=prompt.id, prompt=text, params=params, unchosen=prompt.unchosen)
+        prompt = reading.request(params, self._unchosen(), request_id=str(request_id), is_continued=is_continued)
         self.request, self.message = Answer(request_id, prompt), message
         self.thinking, self.call, self._num_tokens = message.thinking, None, 0
         known = guesses_of(message.statistics)
@@ -94,6 +71,10 @@ class AnswerWriter:
         self._num_characters = len(message.content)
         self._has_asked = True
         self._engine.send(self.request)
+
+    def request_of(self, reading: Reading) -> PromptRequest:
+        """Return what would be asked now of what the model reads."""
+        return reading.request(self._params(), self._unchosen())
 
     def stop(self) -> None:
         """Let the engine end what it is writing, if it is writing; what came is kept."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tui.chat.engine.messages import ContextFull
+from tui.chat.engine.state import EngineState
 from tui.chat.store.guesses import Guesses
 from tui.chat.store.records import StoredMessage, Thinking
 
@@ -107,3 +108,12 @@ Change = (
 """A message is new at the end of the open conversation, or an answer, perhaps of another one, that is over; a text is
 worth a word in passing."""
 Changes = tuple[Change, ...]
+
+
+def missing_model(state: EngineState) -> Trouble | None:
+    """Return why nothing can be asked, where no model is open and none is being loaded."""
+    if state.phase == "dead":
+        return Trouble("dead", state.sentence)
+    if state.model is None and state.phase != "loading":
+        return Trouble("no model", state.sentence or "no model is open; choose one first")
+    return None

@@ -6,12 +6,13 @@ what makes no sense now.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 
 from profiles.errors import BadInputError, OverstoryError
 from runtime.config import EngineConfig, SamplingParams
 from runtime.events import Finished, ReasoningDelta, Round, TextDelta, ToolCallDelta
-from runtime.prompts.prompt_file import Message
+from runtime.prompts.prompt_file import PromptRequest
 from tui.attachments import joined_messages
 from tui.chat.answering import AnswerWriter
 from tui.chat.changes import (
@@ -23,6 +24,7 @@ from tui.chat.changes import (
     Trouble,
     TurnsChanged,
     Waiting,
+    missing_model,
 )
 from tui.chat.commands.keymap import usual_key
 from tui.chat.engine.client import EngineClient, EngineDied
@@ -48,16 +50,9 @@ from tui.chat.engine.state import (
     with_report,
     with_thinking,
 )
+from tui.chat.reading import Reading
 from tui.chat.store.branches import Place
-from tui.chat.store.records import (
-    EDITED,
-    EndState,
-    StoredMessage,
-    chat_turns,
-    first_kept_after_trim,
-    readable,
-    turn_ids,
-)
+from tui.chat.store.records import EDITED, EndState, StoredMessage, first_kept_after_trim, index_of
 from tui.chat.store.store import ConversationStore
 from tui.chat.tools.calling import ToolCalls, ToolHost
 from tui.chat.tools.results import ToolResult
@@ -266,7 +261,7 @@ class Dialogue:
         except OverstoryError as error:
             return (PromptReturned(text), Trouble("store", str(error)))
         is_asked = edited is None or edited.role == "user"
-        if is_asked and (trouble := self._missing_model()) is not None:
+        if is_asked and (trouble := missing_model(self.state)) is not None:
             return (PromptReturned(text), trouble)
         prompt, self.editing_id = Waiting(text, self.editing_id), None
         if is_asked and (self.is_answering or self.state.phase == "loading"):
@@ -312,7 +307,7 @@ class Dialogue:
     def edit(self, message_id: int) -> Changes:
         """Give back a prompt or an answer that is shown, to be put otherwise; what is written of an answer is ended."""
         messages = self.messages()
-        index = _index_of(message_id, messages)
+        index = index_of(message_id, messages)
         if self.is_answering and self._written.id in (each.id for each in messages[index : index + 2]):
             self._interrupt(None)
         if messages[index].role == "tool":
@@ -327,7 +322,7 @@ class Dialogue:
     def regenerate(self, message_id: int = 0) -> Changes:
         """Write another version of an answer, with the next seed: the one named, or that follows it; else the last."""
         if message_id:
-            _index_of(message_id, self.messages())
+            index_of(message_id, self.messages())
         if self.is_answering and self.state.phase != "loading":
             self._interrupt(lambda: self.regenerate(message_id))
             return ()
@@ -465,12 +460,12 @@ class Dialogue:
             raise self._busy()
         if self.state.phase == "loading":
             raise BadInputError("the model is still loading; try again once it is there")
-        if (trouble := self._missing_model()) is not None:
+        if (trouble := missing_model(self.state)) is not None:
             return (trouble,)
         return change(messages)
 
     def _regenerate(self, messages: list[StoredMessage], message_id: int = 0) -> Changes:
-        index = _index_of(message_id, messages) if message_id else len(messages) - 1
+        index = index_of(message_id, messages) if message_id else len(messages) - 1
         if messages[index].role != "assistant" and index + 1 < len(messages):
             index += 1
         if messages[index].role != "assistant":
@@ -487,10 +482,10 @@ class Dialogue:
     def _begin(self) -> Changes:
         """Ask for an answer to what the open conversation ends with."""
         assert self.conversation_id is not None
-        turns = self._turns()
+        reading = self._reading(self.messages())
         model = self.state.model.target if self.state.model else ""
         message = self.store.begin_answer(self.conversation_id, model=model)
-        self._send_answer(message, turns, is_continued=False)
+        self._send_answer(message, reading, is_continued=False)
         return (message,)
 
     def _continue(self, messages: list[StoredMessage]) -> Changes:
@@ -498,8 +493,8 @@ class Dialogue:
         self.tool_calls.expect_none(messages)
         if last.role != "assistant" or not last.content:
             return self._regenerate(messages)
-        turns = self._turns()
-        self._send_answer(self.store.continue_answer(last.id), turns, is_continued=True)
+        reading = self._reading(messages)
+        self._send_answer(self.store.continue_answer(last.id), reading, is_continued=True)
         return (TurnsChanged(),)
 
     def _trim(self, messages: list[StoredMessage]) -> Changes:
@@ -533,19 +528,28 @@ class Dialogue:
             return self._continue(messages)
         return self._regenerate(messages) if messages[-1].state == "failed" else (TurnsChanged(),)
 
-    def _send_answer(self, message: StoredMessage, turns: tuple[Message, ...], *, is_continued: bool) -> None:
-        is_text = self._is_raw or (self.state.model is not None and not self.state.model.has_chat_template)
-        tools = None if is_text else self.tool_calls.offered(self.state.model)
-        self._writer.send(message, turns, is_continued=is_continued, is_text=is_text, tools=tools)
-        self.full = None
+    def _send_answer(self, message: StoredMessage, reading: Reading, *, is_continued: bool) -> None:
+        self._writer.send(message, reading, is_continued=is_continued)
+        self.full, self._sent_ids = None, reading.ids
         self.state = begin_answer(self.state)
 
-    def _turns(self) -> tuple[Message, ...]:
-        assert self.conversation_id is not None
-        messages = readable([message for message in self.messages() if not message.is_left_out])
-        knows_tools = not self._is_raw and self.tool_calls.offered(self.state.model) is not None
-        self._sent_ids = turn_ids(messages, knows_tools=knows_tools)
-        return chat_turns(self.system_prompt(), messages, knows_tools=knows_tools)
+    def request_with(self, text: str) -> PromptRequest | None:
+        """Return what the model would read if that was sent now, or of the conversation as it stands if it is empty.
+
+        None while an answer makes the conversation grow, or if there is nothing to read.
+        """
+        if self.is_answering and self._written.conversation_id == self.conversation_id:
+            return None
+        messages = list(takewhile(lambda each: each.id != self.editing_id, self.messages()))
+        if text:
+            messages.append(StoredMessage(role="user", content=text, state="complete", created_at=0))
+        return self._writer.request_of(self._reading(messages)) if messages else None
+
+    def _reading(self, messages: Sequence[StoredMessage]) -> Reading:
+        model = self.state.model
+        is_text = self._is_raw or (model is not None and not model.has_chat_template)
+        tools = None if is_text else self.tool_calls.offered(model)
+        return Reading.of(self.system_prompt(), messages, is_text=is_text, tools=tools)
 
     def _go_on(self) -> Changes:
         """Do what waits for the engine to be free: what an answer was interrupted for, then the next prompt."""
@@ -555,7 +559,7 @@ class Dialogue:
         if not self.waiting:
             return ()
         (prompt, *waiting), self.waiting = self.waiting, ()
-        if (trouble := self._missing_model()) is not None:
+        if (trouble := missing_model(self.state)) is not None:
             self.waiting = (prompt, *waiting)
             return (*self.return_waiting(), trouble)
         changes = self._ask_or_return(prompt)
@@ -584,23 +588,9 @@ class Dialogue:
             self.editing_id = prompt.edited_id
             return (PromptReturned(prompt.text), Trouble("store", str(error)))
 
-    def _missing_model(self) -> Trouble | None:
-        if self.state.phase == "dead":
-            return Trouble("dead", self.state.sentence)
-        if self.state.model is None and self.state.phase != "loading":
-            return Trouble("no model", self.state.sentence or "no model is open; choose one first")
-        return None
-
     def _guarded(self, act: Callable[[], Changes]) -> Changes:
         """Return what `act` changes; a store that cannot be written is trouble, not an end."""
         try:
             return act()
         except OverstoryError as error:
             return (Trouble("store", str(error)),)
-
-
-def _index_of(message_id: int, messages: list[StoredMessage]) -> int:
-    index = next((index for index, each in enumerate(messages) if each.id == message_id), None)
-    if index is None:
-        raise BadInputError("that message is not shown any more; choose one that is")
-    return index

@@ -32,6 +32,7 @@ from tui.chat.changes import (
     TurnsChanged,
 )
 from tui.chat.commands.keymap import NOTHING_CHOSEN, Keymap, key_now
+from tui.chat.counting import PromptCounter
 from tui.chat.dialogue import Dialogue
 from tui.chat.drafts import DraftKeeper
 from tui.chat.engine.client import EngineClient
@@ -158,6 +159,7 @@ class ChatDisplay:
         self.turn_keys = TurnKeys(self.view, id="turn-keys")
         self.prompt = PromptArea(id="prompt")
         self.drafts = DraftKeeper(services.store, self.dialogue, self.prompt)
+        self.counter = PromptCounter(screen, self.dialogue, services.engine, self.prompt)
         self.completions = self.prompt.completions
         self.notice = NoticeBar(id="notice")
         self.legend = GuessesLegend(id="guesses")
@@ -274,6 +276,7 @@ class ChatDisplay:
         self._show_waiting()
         with self.telling():
             self.drafts.save()
+        self.counter.refresh()
         self.show_keys()
 
     def _greeting(self) -> Greeting:

@@ -27,7 +27,7 @@ from tui.chat.commands.slash import complete_command, is_command, parse_command,
 from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
-from tui.chat.engine.messages import Loaded, LoadRefused, Report
+from tui.chat.engine.messages import Loaded, LoadRefused, Report, TokensCounted
 from tui.chat.tools.servers import CallEnded
 from tui.chat.unsaved import RETRY_SECONDS, UnsavedWatch
 from tui.chat.widgets.attachments import AttachmentList
@@ -223,9 +223,11 @@ class ChatScreen(Screen[None]):
         if message.text_area is self.chat.prompt:
             self._complete(message.text_area.text)
             self._save_draft_soon()
+            self.chat.counter.refresh()
 
     def on_attachment_list_changed(self) -> None:
         self._save_draft_soon()
+        self.chat.counter.refresh()
 
     def on_attachment_list_removed(self, message: AttachmentList.Removed) -> None:
         self.chat.say(f"{message.attachment.label}: taken out; /attach brings it back")
@@ -369,7 +371,9 @@ class ChatScreen(Screen[None]):
         try:
             await self.chat.apply(self.chat.dialogue.take(report))
             await self.unsaved.look_at_once()
-            if isinstance(report, Loaded):
+            if isinstance(report, TokensCounted):
+                self.chat.counter.take(report)
+            elif isinstance(report, Loaded):
                 await self.actions.note_loaded(report)
             elif isinstance(report, LoadRefused | EngineDied):
                 self.chat.services.settings.forget_choice()

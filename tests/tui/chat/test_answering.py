@@ -1,5 +1,7 @@
 """One answer at a time: asked for with its turns, kept as it comes, and never lost to a store that fails."""
 
+from dataclasses import replace
+
 import pytest
 
 from profiles.errors import BadInputError
@@ -8,11 +10,12 @@ from runtime.prompts.prompt_file import Message
 from tui.chat.answering import AnswerWriter
 from tui.chat.changes import TextCame, ThoughtCame, Trouble
 from tui.chat.engine.messages import StopAnswer
+from tui.chat.reading import Reading
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.guesses import Guesses, guesses_of
 from tui.chat.store.records import Thinking
 
-TURNS = (Message("user", "One?"),)
+READING = Reading((Message("user", "One?"),))
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def begin(store, writer):
             store.branch_off(version_of.id)
             conversation_id = version_of.conversation_id
         message = store.begin_answer(conversation_id, model="m")
-        writer.send(message, TURNS, is_continued=False, is_text=is_text)
+        writer.send(message, replace(READING, is_text=is_text), is_continued=False)
         return message
 
     return begin
@@ -114,9 +117,9 @@ def test_what_was_guessed_is_kept_at_the_end_and_goes_on_in_an_answer_that_does(
     assert writer.write("upon", ((1, 4),))[0].guesses == Guesses(lengths=(3, 3, 3))
     (ended,) = writer.end("stopped", {"num_rounds": 2})
     assert guesses_of(ended.statistics) == Guesses(lengths=(3, 3, 3)) and ended.statistics["num_rounds"] == 2
-    writer.send(store.continue_answer(message.id), TURNS, is_continued=True, is_text=False)
+    writer.send(store.continue_answer(message.id), READING, is_continued=True)
     assert writer.write(" a", ())[0].guesses == Guesses(lengths=(3, 3, 3, 2))
     writer.end("complete", {})
     store.append_text(message.id, " by hand")  # what an engine did that tells nothing
-    writer.send(store.message(message.id), TURNS, is_continued=True, is_text=False)
+    writer.send(store.message(message.id), READING, is_continued=True)
     assert writer.write(" time", ((0, 5),))[0].guesses == Guesses(start=len("Once upon a by hand"), lengths=(5,))

@@ -27,9 +27,11 @@ from runtime.events import Finished, LoadProgress, Round
 from tui.chat.commands.slash import as_typed_here
 from tui.chat.engine.child_process import lines_of, step_back, write_line
 from tui.chat.engine.context import context_full, context_words, larger_contexts
+from tui.chat.engine.counting import TokenCounter
 from tui.chat.engine.messages import (
     Answer,
     AnswerEvent,
+    CountTokens,
     Failed,
     Loaded,
     Loading,
@@ -79,6 +81,8 @@ class RequestInbox:
         self._is_ending = False
         self.complaint: str | None = None
         """Why the reading ended, if a line was no request."""
+        self.count: Callable[[CountTokens], None] = _count_nothing
+        """Takes what is to be counted, at once."""
 
     @property
     def is_load_outdated(self) -> bool:
@@ -127,7 +131,10 @@ class RequestInbox:
             with self._lock:
                 self._answer_id, self._stop = None, _do_nothing
 
-    def _take_in(self, request: LoadModel | Answer | StopAnswer | StopLoad) -> None:
+    def _take_in(self, request: LoadModel | Answer | StopAnswer | StopLoad | CountTokens) -> None:
+        if isinstance(request, CountTokens):
+            self.count(request)
+            return
         with self._lock:
             if isinstance(request, StopLoad):
                 self._is_load_stopped = True
@@ -154,6 +161,10 @@ def _do_nothing() -> None:
     """Stop the answer while there is none."""
 
 
+def _count_nothing(request: CountTokens) -> None:
+    """Take a request while nobody counts."""
+
+
 class _OutdatedLoadError(Exception):
     """The load under way is not wanted any more."""
 
@@ -168,13 +179,15 @@ class EngineHost:
     def __init__(
         self, inbox: RequestInbox, say: Callable[[Report], None], *, yield_cores: Callable[[], None] | None = None
     ) -> None:
-        """`say` may be called from two threads; `yield_cores` is called once the processor is known to compute."""
+        """`say` may be called from several threads; `yield_cores` is called once the processor is known to compute."""
         self._inbox, self._say, self._yield_cores = inbox, say, yield_cores
         self._opened: OpenSession | None = None
         self._config: EngineConfig | None = None  # of the session that is open, or was before the load under way
         self._stack = ExitStack()  # closes it
         self._told: tuple[str, ...] = ()  # of its notes, to the app
         self._telling = threading.Lock()
+        self._counter = TokenCounter(say)
+        inbox.count = self._counter.want
 
     def serve(self) -> None:
         """Do what the app asks until nothing more is wanted, and close the session."""
@@ -275,6 +288,7 @@ class EngineHost:
                 self._yield_cores()
             self._opened, self._config, self._stack = opened, config, stack.pop_all()
             self._told = opened.notes
+            self._counter.tokenizer = opened.session.tokenizer
         self._tell_late(opened)
 
     @property
@@ -320,7 +334,7 @@ class EngineHost:
                     tell(session_figures(opened))
 
     def _close(self) -> None:
-        self._opened = None
+        self._opened = self._counter.tokenizer = None
         self._stack.close()
 
 

@@ -50,11 +50,25 @@ class StopLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class CountTokens:
+    """Say how many tokens texts have, also while an answer is written; the next one takes its place if it still waits.
+
+    Without a model that is open there is no reply.
+    """
+
+    count_id: int
+    """Names the request in its reply."""
+    texts: tuple[str, ...]
+    prompt: PromptRequest | None = None
+    """What would be sent, to be counted as the model would read it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quit:
     """Close the session and end the process."""
 
 
-Request = LoadModel | Answer | StopAnswer | StopLoad | Quit
+Request = LoadModel | Answer | StopAnswer | StopLoad | CountTokens | Quit
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +144,17 @@ class SessionNote:
     """What turned out while the session answered, a sentence each."""
 
     sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokensCounted:
+    """What was asked for was counted."""
+
+    count_id: int
+    num_tokens: tuple[int, ...] | None
+    """Of each text; None where the tokenizer refuses them."""
+    num_prompt_tokens: int | None = None
+    """Of the prompt, chat template included; None where none was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +234,11 @@ class OfAnswer:
     """`Finished` or `Failed` is the last one."""
 
 
-_LoadReport = Loading | Loaded | LoadRefused | StillLoading | SessionNote
-Report = _LoadReport | Failed | OfAnswer
+_SessionReport = Loading | Loaded | LoadRefused | StillLoading | SessionNote | TokensCounted
+Report = _SessionReport | Failed | OfAnswer
 """A `Failed` outside an answer is that of a load."""
 
-_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Request | _LoadReport | AnswerEvent)}
+_KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(Request | _SessionReport | AnswerEvent)}
 
 
 def to_line(message: Request | Report) -> bytes:

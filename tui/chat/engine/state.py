@@ -20,6 +20,7 @@ from tui.chat.engine.messages import (
     SessionFigures,
     SessionNote,
     StillLoading,
+    TokensCounted,
 )
 from tui.chat.machine.figures import RunningFigures
 
@@ -138,6 +139,8 @@ def with_report(state: EngineState, report: Report) -> EngineState:
             return replace(_with_sentences(state, report.sentences), late=late)
         case SessionNote():
             return _with_sentences(state, report.sentences)
+        case TokensCounted():
+            return state
         case LoadRefused():
             return EngineState(phase="ready", model=report.loaded)
         case Failed():

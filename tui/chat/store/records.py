@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
+from profiles.errors import BadInputError
 from runtime.prompts.prompt_file import Message, ToolCall
 from tui.attachments import split_attachments
 from tui.terminal_text import one_line
@@ -246,6 +247,14 @@ def first_kept_after_trim(messages: Sequence[StoredMessage]) -> int | None:
         if num_left <= num_characters / 2 or prompt is prompts[-1][1]:
             return prompt.id
     return None
+
+
+def index_of(message_id: int, messages: Sequence[StoredMessage]) -> int:
+    """Return where a message is among those that are shown; BadInputError if it is not."""
+    index = next((index for index, each in enumerate(messages) if each.id == message_id), None)
+    if index is None:
+        raise BadInputError("that message is not shown any more; choose one that is")
+    return index
 
 
 def storable(text: str) -> str:

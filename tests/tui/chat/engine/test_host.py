@@ -42,6 +42,7 @@ from tui.chat.engine.host import (
 from tui.chat.engine.messages import (
     Answer,
     ContextFull,
+    CountTokens,
     Failed,
     Loaded,
     Loading,
@@ -56,6 +57,7 @@ from tui.chat.engine.messages import (
     StillLoading,
     StopAnswer,
     StopLoad,
+    TokensCounted,
     from_line,
     to_line,
 )
@@ -200,6 +202,28 @@ def test_the_largest_context_that_is_said_to_fit_does(folder: Path):
     largest = serve(load(folder, context_tokens=sizes[-1]))[-1]
     assert isinstance(largest, Loaded)
     assert (largest.context_tokens, largest.larger_contexts) == (512, ())
+
+
+def test_tokens_are_counted_while_an_answer_is_written(folder: Path):
+    """The answer goes on only once the count has come."""
+    counted = threading.Event()
+    wanted = CountTokens(7, ("the cat", "the cat and the dog"), ask(1, "the cat").prompt)
+
+    def react(inbox: RequestInbox, report: Report) -> None:
+        if isinstance(report, TokensCounted):
+            counted.set()
+        elif isinstance(report, OfAnswer) and isinstance(report.event, Round) and not counted.is_set():
+            inbox.count(wanted)
+            assert counted.wait(60)
+
+    reports = serve(load(folder), ask(1, "the cat"), react=react)
+    (found,) = [report for report in reports if isinstance(report, TokensCounted)]
+    assert found.count_id == 7 and found.num_tokens is not None and 0 < found.num_tokens[0] < found.num_tokens[1]
+    prefills = [
+        each.event for each in reports if isinstance(each, OfAnswer) and isinstance(each.event, PrefillProgress)
+    ]
+    assert found.num_prompt_tokens == prefills[0].num_prompt_tokens
+    assert reports.index(found) < len(reports) - 1
 
 
 def test_cores_are_left_to_the_app_where_they_compute(folder: Path):
