@@ -88,11 +88,11 @@ def test_attachments_are_counted_once_each(tmp_path):
     async def story():
         async with telling(tmp_path, script=counting) as teller:
             await teller.command(f"/attach {tmp_path / 'notes.txt'}")
-            await teller.until(lambda: "· 3 tokens" in screen_text(teller.app))
+            await teller.until(lambda: "+ 3 tokens ·" in screen_text(teller.app))
             await teller.type("What is in it?")
             await teller.until(lambda: len(teller.engine.counts) > 1 and teller.chat.counter._waiting is None)
             assert [len(each.texts) for each in teller.engine.counts][-1] == 1
-            assert "· 3 tokens" in screen_text(teller.app)
+            assert "+ 3 tokens ·" in screen_text(teller.app)
 
     tell(story)
 

@@ -107,8 +107,8 @@ class AttachmentList(OptionList):
 
     def _line(self, attachment: Attachment) -> Content:
         num_tokens = self._num_tokens.get(attachment)
-        figure = "" if num_tokens is None else f" · {counted(num_tokens, 'token')}"
-        return Content.assemble(f"+ {attachment.label}", Content(figure).stylize("dim"))
+        figure = "" if num_tokens is None else f"{counted(num_tokens, 'token')} · "  # first: a long path is cut off
+        return Content.assemble("+ ", Content(figure).stylize("dim"), attachment.label)
 
 
 class FoldedText(Vertical):
