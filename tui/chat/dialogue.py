@@ -536,14 +536,18 @@ class Dialogue:
     def request_with(self, text: str) -> PromptRequest | None:
         """Return what the model would read if that was sent now, or of the conversation as it stands if it is empty.
 
-        None while an answer makes the conversation grow, or if there is nothing to read.
+        None while an answer makes the conversation grow, if there is nothing to read, or if it cannot be read, which
+        sending says.
         """
         if self.is_answering and self._written.conversation_id == self.conversation_id:
             return None
-        messages = list(takewhile(lambda each: each.id != self.editing_id, self.messages()))
-        if text:
-            messages.append(StoredMessage(role="user", content=text, state="complete", created_at=0))
-        return self._writer.request_of(self._reading(messages)) if messages else None
+        try:
+            messages = list(takewhile(lambda each: each.id != self.editing_id, self.messages()))
+            if text:
+                messages.append(StoredMessage(role="user", content=text, state="complete", created_at=0))
+            return self._writer.request_of(self._reading(messages)) if messages else None
+        except OverstoryError:  # another window has deleted it, or the store cannot be read
+            return None
 
     def _reading(self, messages: Sequence[StoredMessage]) -> Reading:
         model = self.state.model
