@@ -23,7 +23,7 @@ def test_lines_say_what_is_attached_and_how_many_tokens_it_takes():
         listed.show_tokens({PASTE: 1428})
         await pilot.pause()
         assert "+ notes.txt, 2 lines" in screen_text(pilot.app)
-        assert "+ pasted text, 214 lines · 1,428 tokens" in screen_text(pilot.app)
+        assert "+ 1,428 tokens · pasted text, 214 lines" in screen_text(pilot.app)
         listed.add(Attachment("another", "notes.txt"))
         assert [each.text for each in listed.attachments] == [PASTE.text, "another"]
 
