@@ -24,7 +24,7 @@ def kept_command(command: str, args: Sequence[str]) -> tuple[str, list[str]]:
     return sys.executable, ["-I", "-S", __file__, str(os.getpid()), command, *args]
 
 
-def keep(app_id: int, command: Sequence[str]) -> int:
+def keep(app_id: int, command: list[str]) -> int:
     """Run a command until it ends, or the app has and the command with it; return its exit code."""
     asked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
     for number in asked:
@@ -38,8 +38,8 @@ def keep(app_id: int, command: Sequence[str]) -> int:
         sys.stderr.write(f"{command[0]} cannot be started: {error.strerror}\n")
         return 127
     nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1):  # else nobody would notice where the server closes its own
-        os.dup2(nothing, number)
+    for descriptor in (0, 1):  # else nobody would notice where the server closes its own
+        os.dup2(nothing, descriptor)
     child = os.pidfd_open(child_id)
     ready, _, _ = select.select([app, child], [], [])
     if child not in ready:
