@@ -152,7 +152,7 @@ class RecurrentLayer:
     def settle(self) -> None:
         """Let what the pass has made be what the lanes hold."""
         for lane, (source, num_tokens) in self._taken.items():
-            self._marks[lane] = {base: mark for base, mark in self._marks[source].items() if base <= num_tokens}
+            self._marks[lane] = self._marks_until(num_tokens, source)
         for lane, made in self._pending.items():
             self.lanes[lane] = made
         for lane, mark in self._pending_marks:
@@ -175,7 +175,7 @@ class RecurrentLayer:
         held = self.lanes[lane]
         if num_tokens >= held.base:
             return min(num_tokens, held.count)
-        return max((base for base in self._marks[lane] if base <= num_tokens), default=0)
+        return self.last_mark(lane, num_tokens)
 
     def last_mark(self, lane: int, most: int | None = None) -> int:
         """Return how many tokens the last mark of a lane holds, of those that hold at most so many."""
@@ -184,7 +184,7 @@ class RecurrentLayer:
     def truncate(self, num_tokens: int, lane: int) -> None:
         """Cut a lane to so many tokens, which are `reachable`."""
         self.lanes[lane] = self.held_at(lane, num_tokens)
-        self._marks[lane] = {base: mark for base, mark in self._marks[lane].items() if base <= num_tokens}
+        self._marks[lane] = self._marks_until(num_tokens, lane)
 
     def occupy(self, num_tokens: int, lane: int) -> None:
         """Let a lane hold so many tokens, whatever they are; for measurements."""
@@ -202,7 +202,7 @@ class RecurrentLayer:
     def copy(self, num_tokens: int, *, source: int, lane: int) -> None:
         """Let a lane hold what another one holds of its first tokens, which it can be cut to."""
         self.lanes[lane] = self.held_at(source, num_tokens)
-        self._marks[lane] = {base: mark for base, mark in self._marks[source].items() if base <= num_tokens}
+        self._marks[lane] = self._marks_until(num_tokens, source)
 
     def held_at(self, lane: int, num_tokens: int) -> LaneState:
         """Return what a lane holds of its first tokens, so many as it can be cut to, or all."""
@@ -217,6 +217,10 @@ class RecurrentLayer:
         if held.tensors is None or mark.tensors is None:
             return mark
         return replace(mark, tensors=mark.tensors.to(held.tensors.rows.device))
+
+    def _marks_until(self, num_tokens: int, lane: int) -> dict[int, LaneState]:
+        """Return the marks of a lane that hold no more tokens than so many."""
+        return {base: mark for base, mark in self._marks[lane].items() if base <= num_tokens}
 
     def _thin_out(self, lane: int) -> None:
         """Drop the mark whose neighbours are closest together, as long as there are too many; the last one stays."""

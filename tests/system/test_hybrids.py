@@ -62,6 +62,12 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, *, bound: float = 
     assert float((found - expected).abs().max()) < bound * float(expected.abs().max())
 
 
+def read_in_pieces(model: StreamedModel, ids: list[int], num_tokens: int) -> None:
+    """Let a model read a text in passes of so many tokens."""
+    for start in range(0, len(ids), num_tokens):
+        model.run_pass(chain_input(ids[start : start + num_tokens], num_cached=start), num_wanted=1)
+
+
 class InterruptedPassError(Exception):
     """What a layer raises in the middle of a pass."""
 
@@ -148,8 +154,7 @@ def test_a_long_text_drifts_by_rounding_alone(long_folder: Path) -> None:
     ids = np.random.default_rng(4).integers(7, 90, 2000).tolist()
     with open_tiny(long_folder, context_tokens=2048) as opened:
         model = opened.session.engine.target
-        for start in range(0, 1990, 199):
-            model.run_pass(chain_input(ids[start : start + 199], num_cached=start), num_wanted=1)
+        read_in_pieces(model, ids[:1990], 199)
         rows = [model.run_pass(chain_input(ids[place : place + 1], num_cached=place)) for place in range(1990, 2000)]
         found = model.logits(torch.cat(rows))
     assert_close(found, own_logits(long_folder, ids)[-10:], bound=1e-4)
@@ -160,8 +165,7 @@ def test_a_text_is_cut_to_the_nearest_state_that_was_kept(long_folder: Path) -> 
     ids = np.random.default_rng(6).integers(7, 90, 1500).tolist()
     with open_tiny(long_folder, context_tokens=2048) as opened:
         model = opened.session.engine.target
-        for start in range(0, 1500, 300):
-            model.run_pass(chain_input(ids[start : start + 300], num_cached=start), num_wanted=1)
+        read_in_pieces(model, ids, 300)
         for wanted, expected in ((1500, 1500), (1499, 1499), (1498, 1199), (1199, 1199), (700, 599), (20, 0)):
             assert model.cache.reachable(wanted) == expected
         for wanted in (1499, 1300, 650):

@@ -44,10 +44,7 @@ class PromptCounter:
         self._asked: tuple[Attachment, ...] = ()  # those that are counted for the first time
         self._known: dict[Attachment, int] = {}
         self._model: Loaded | None = None  # which counted them
-        self._conversation: tuple[int | None, int] = (
-            None,
-            0,
-        )  # which was counted last without a prompt, and its tokens
+        self._conversation: tuple[int | None, int] = (None, 0)  # counted last without a prompt, and its tokens
         self._waiting: Timer | None = None
 
     def refresh(self) -> None:
