@@ -41,12 +41,13 @@ class TokenCounter:
                 while self._wanted is None:
                     self._has_request.wait()
                 request, self._wanted = self._wanted, None
-            if (tokenizer := self.tokenizer) is not None:
-                self._say(count_tokens(tokenizer, request))
+            self._say(count_tokens(self.tokenizer, request))
 
 
-def count_tokens(tokenizer: "Tokenizer", request: CountTokens) -> TokensCounted:
-    """Return how many tokens texts and a prompt have; None where the tokenizer or its template refuses them."""
+def count_tokens(tokenizer: "Tokenizer | None", request: CountTokens) -> TokensCounted:
+    """Return how many tokens texts and a prompt have; None without a tokenizer, or where it or its template refuses."""
+    if tokenizer is None:
+        return TokensCounted(request.count_id, None)
     from runtime.engine.session import format_prompt  # here, since it needs torch, as does whoever has a tokenizer
 
     try:

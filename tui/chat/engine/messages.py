@@ -152,7 +152,7 @@ class TokensCounted:
 
     count_id: int
     num_tokens: tuple[int, ...] | None
-    """Of each text; None where the tokenizer refuses them."""
+    """Of each text; None where no model is open, or where the tokenizer refuses them."""
     num_prompt_tokens: int | None = None
     """Of the prompt, chat template included; None where none was given."""
 

@@ -21,10 +21,10 @@ class Words:
     def __init__(self):
         self.may_go_on = threading.Event()
         self.may_go_on.set()
-        self.texts = []
+        self.is_asked = threading.Event()
 
     def encode(self, text):
-        self.texts.append(text)
+        self.is_asked.set()
         assert self.may_go_on.wait(PATIENCE_SECONDS)
         if "\ud800" in text:
             raise OptionError("half a character")
@@ -52,15 +52,23 @@ def test_what_is_counted(request_, expected):
 def test_the_last_one_wanted_is_counted_and_nobody_waits():
     said = queue.SimpleQueue()
     counter, words = TokenCounter(said.put), Words()
-    counter.want(CountTokens(1, ("before any model is open",)))
     counter.tokenizer = words
     words.may_go_on.clear()
     counter.want(CountTokens(2, ("a",)))
-    while "a" not in words.texts:  # the thread is at it
-        threading.Event().wait(0.001)
+    assert words.is_asked.wait(PATIENCE_SECONDS)
     for number in (3, 4):
         counter.want(CountTokens(number, ("b " * number,)))
     words.may_go_on.set()
     found = [said.get(timeout=PATIENCE_SECONDS) for _ in range(2)]
     assert found == [TokensCounted(2, (1,)), TokensCounted(4, (4,))]
     assert said.empty()
+
+
+def test_before_any_model_is_open_nothing_is_counted():
+    said = queue.SimpleQueue()
+    counter = TokenCounter(said.put)
+    counter.want(CountTokens(1, ("a",)))
+    assert said.get(timeout=PATIENCE_SECONDS) == TokensCounted(1, None)
+    counter.tokenizer = Words()
+    counter.want(CountTokens(2, ("a",)))
+    assert said.get(timeout=PATIENCE_SECONDS) == TokensCounted(2, (1,))
