@@ -49,6 +49,8 @@ CALLS = (
     CallMarks("<TOOLCALL>", "</TOOLCALL>", calls_of_json),  # Nemotron
     CallMarks("```tool_code", "```", calls_of_python),  # Gemma 3
 )
+FENCE = CallMarks("```", None, calls_of_json)
+"""No family's own: what a model may write instead of its marks, see `unmarked_calls`."""
 
 
 @dataclass(frozen=True, slots=True)

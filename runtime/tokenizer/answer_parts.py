@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from runtime.events import AnswerParts, ReasoningDelta, TextDelta, ToolCallDelta
 from runtime.prompts.prompt_file import ToolCall
-from runtime.tokenizer.answer_forms import FUNCTION, PYTHON_TAG, TOOL_CALLS, AnswerForm, CallMarks
+from runtime.tokenizer.answer_forms import FENCE, FUNCTION, PYTHON_TAG, TOOL_CALLS, AnswerForm, CallMarks
 from runtime.tokenizer.tool_texts import Call, KnownTools, calls_of_json, is_open, json_end, texts_of
+from runtime.tokenizer.unmarked_calls import read_unmarked
 
 Part = TextDelta | ReasoningDelta | ToolCallDelta
 Spans = tuple[tuple[int, int], ...]
@@ -56,10 +57,10 @@ class AnswerSplitter:
         guessed, counted from the first.
         """
         self._reasoning = form.reasoning
-        self._calls = form.calls if tools is not None and not is_all_calls else ()
+        self._calls = (*form.calls, FENCE) if tools is not None and not is_all_calls else ()
         self._tools = KnownTools.of(tools)
         self._is_all_calls = is_all_calls
-        self._is_bare = is_all_calls or any(marks.begin == PYTHON_TAG for marks in self._calls)
+        self._has_bare_form = is_all_calls or any(marks.begin == PYTHON_TAG for marks in self._calls)
         self._is_thinking = is_thinking
         self._may_think = not is_thinking
         self._has_one_call = has_one_call
@@ -156,7 +157,8 @@ class AnswerSplitter:
 
     def _next_call(self, stripped: str) -> tuple[int | None, CallMarks | None]:
         """Return where the first call may begin, and its marks: None for JSON without any, or where none begins."""
-        if self._is_bare and not self._has_said and stripped.startswith(("{", "[") if self._is_all_calls else "{"):
+        is_bare = self._is_all_calls or bool(self._calls)
+        if is_bare and not self._has_said and stripped.startswith(("{", "[") if self._is_all_calls else "{"):
             return len(self._held) - len(stripped), None
         found = [(self._held.find(marks.begin), -len(marks.begin), index) for index, marks in enumerate(self._calls)]
         begin, _, index = min((each for each in found if each[0] >= 0), default=(None, 0, 0))
@@ -188,6 +190,8 @@ class AnswerSplitter:
 
     def _read(self, text: str, marks: CallMarks | None, is_last: bool) -> _Reading | None:
         """Return what stands at a mark; None while more text is needed to say so."""
+        if marks is FENCE or (marks is None and not self._has_bare_form):
+            return self._read_unmarked(text, is_last)
         if marks is None:
             return self._read_bare(text, 0, is_last)
         if marks.begin == TOOL_CALLS:
@@ -232,6 +236,17 @@ class AnswerSplitter:
         if not is_marked and any(name not in self._tools.schemas for name, _ in calls or ()):
             calls = None
         return _Reading(end, calls or ())
+
+    def _read_unmarked(self, text: str, is_last: bool) -> _Reading | None:
+        """Read a fence, or JSON without a mark, which is a call only where the answer ends with it."""
+        if not is_last and any(marks.begin.startswith(text) for marks in self._calls if marks is not FENCE):
+            return None
+        found = read_unmarked(text, self._tools)
+        if found is not None and not is_last:
+            return None
+        if found is None or not found.is_whole:
+            return _Reading(len(FENCE.begin) if text.startswith(FENCE.begin) else 1)
+        return _Reading(len(text), found.calls)
 
     def _read_mistral(self, text: str, is_last: bool) -> _Reading | None:
         """Read `[TOOL_CALLS]` and a list of calls, or a name, `[ARGS]` and its arguments."""

@@ -116,6 +116,48 @@ def test_several_calls_are_found(text: str, begin: str) -> None:
     assert whole(text, begin) == AnswerParts("", None, TWO)
 
 
+@pytest.mark.parametrize("begins", [("<tool_call>",), (), ("```tool_code",), ("<|python_tag|>",), ("[TOOL_CALLS]",)])
+def test_a_call_without_its_marks_is_found_at_the_end(begins: tuple[str, ...]) -> None:
+    """Qwen2.5-Coder writes most of its calls so."""
+    go = '{"name": "go", "arguments": {}}'
+    for text in (LOOK, f"```json\n{LOOK}\n```", f"\n```\n{LOOK}\n```\n", f"```json\n{LOOK}"):
+        assert whole(text, *begins) == AnswerParts("", None, ONE)
+    assert whole(f"I look:\n\n```json\n{LOOK}\n```\n", *begins) == AnswerParts("I look:", None, ONE)
+    assert whole(f"```json\n{LOOK}\n{go}\n```", *begins) == AnswerParts("", None, TWO)
+    assert whole(f"```\n1\n```\nso\n```\n{LOOK}\n```", *begins) == AnswerParts("```\n1\n```\nso", None, ONE)
+    assert whole(f"```json\n{LOOK}\n{go}\n```", *begins, has_one_call=True).tool_calls == ONE
+
+
+def test_a_call_without_its_marks_follows_thinking() -> None:
+    text = f"<think>\nwell {LOOK}\n</think>\n\n{LOOK}"
+    assert whole(text, "<think>", "<tool_call>") == AnswerParts("", f"well {LOOK}", ONE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"name": "look", "age": 3}',
+        '{"name": "unknown", "arguments": {}}',
+        f"{LOOK} says where",
+        f"see {LOOK}",
+        f"```json\n{LOOK}\n```\nThat is how.",
+        f"```python\n{LOOK}\n```",
+        '```json\n{"name": "unknown", "arguments": {}}\n```',
+        '```json\n{"name": "look", "arguments": {"at": "c',
+        "a\n\n```",
+        "``",
+    ],
+)
+def test_json_that_is_no_call_of_a_tool_is_said(text: str) -> None:
+    assert whole(text, "<tool_call>") == AnswerParts(text)
+
+
+def test_marks_behind_a_fence_that_is_text_are_found() -> None:
+    text = f"```json\n{LOOK}\n```\n<tool_call>{LOOK}</tool_call>"
+    assert whole(text, "<tool_call>") == AnswerParts(f"```json\n{LOOK}\n```", None, ONE)
+
+
 def test_thinking_saying_and_calling_follow_each_other() -> None:
     text = f"<think>\nwell\n</think>\n\nI look.\n<tool_call>\n{LOOK}\n</tool_call>"
     assert whole(text, "<think>", "<tool_call>") == AnswerParts("I look.", "well", ONE)
@@ -158,8 +200,8 @@ def test_a_whole_call_is_found_behind_one_that_is_none() -> None:
 
 
 def test_without_tools_marks_of_calls_are_text() -> None:
-    text = f"<tool_call>{LOOK}</tool_call>"
-    assert whole(text, "<tool_call>", tools=None) == AnswerParts(text)
+    for text in (f"<tool_call>{LOOK}</tool_call>", LOOK, f"```json\n{LOOK}\n```"):
+        assert whole(text, "<tool_call>", tools=None) == AnswerParts(text)
 
 
 def test_an_answer_held_to_calls_is_read_without_marks() -> None:
@@ -184,11 +226,24 @@ def test_parts_come_as_soon_as_they_are_certain() -> None:
     assert splitter.finish() == []
 
 
+def test_what_may_be_a_call_is_held_only_until_it_cannot_be_one() -> None:
+    splitter = AnswerSplitter(AnswerForm.named(["<tool_call>"]), tools=TOOLS)
+    assert splitter.add('{"name": "lo') == []
+    assert "".join(part.text for part in splitter.add("g") if isinstance(part, TextDelta)) == '{"name": "log'
+    assert splitter.add('", "a": 1}') == [TextDelta('", "a": 1}')]
+    assert splitter.add(" see:\n``") == [TextDelta(" see:")]
+    assert "".join(part.text for part in splitter.add("`py") if isinstance(part, TextDelta)) == "\n```py"
+    assert splitter.add(f"\n```\n```json\n{LOOK}") == [TextDelta("\n```")]
+    (made,) = splitter.finish()
+    assert isinstance(made, ToolCallDelta) and made.call.name == "look"
+
+
 def test_every_call_has_an_id_of_its_own() -> None:
     assert new_call_id() != new_call_id() and new_call_id().startswith("call_")
 
 
 WORDS = ("<think>", "</think>", "[THINK]", "\n", " ", "a", "{", "}", '"', ";", LOOK, '{"name": "go"}', "[ARGS]", "look")
+WORDS += ("```", "```json\n", '{"name": "look", "arguments": {"at')
 WORDS += tuple(mark for marks in CALLS for mark in marks.tokens)
 
 

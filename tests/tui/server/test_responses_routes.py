@@ -110,3 +110,22 @@ def test_a_demanded_call_is_held_to_the_tools(folder: Path) -> None:
         )
     calls: Any = message.tool_calls
     assert calls is not None and [call.function.name for call in calls] == ["go"]
+
+
+@pytest.mark.parametrize("is_call", [True, False])
+def test_a_fence_is_a_call_only_of_a_tool_that_was_given(folder: Path, is_call: bool) -> None:
+    """Qwen2.5-Coder writes calls so, which clients saw as text, and no tool ran."""
+    said = f'I look.\n```json\n{{"name": "{"look" if is_call else "fly"}", "arguments": {{"at": "cat"}}}}\n```'
+    asked: Any = {"model": "any", "messages": ASKED, "tools": OPENAI_TOOLS}
+    with served(tiny_load(folder, context_tokens=512), params=saying(said)) as server:
+        client = server.client()
+        choice = client.chat.completions.create(**asked).choices[0]
+        chunks = [chunk.choices[0] for chunk in client.chat.completions.create(stream=True, **asked)]
+        without = client.chat.completions.create(**{**asked, "tools": []}).choices[0]
+    calls = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+    content = "".join(chunk.delta.content or "" for chunk in chunks)
+    assert choice.message.content == content == ("I look." if is_call else said)
+    assert choice.finish_reason == chunks[-1].finish_reason == ("tool_calls" if is_call else "stop")
+    assert len(choice.message.tool_calls or ()) == len(calls) == is_call
+    assert all((call.function.name, call.function.arguments) == ("look", '{"at": "cat"}') for call in calls)
+    assert without.message.content == said and not without.message.tool_calls
