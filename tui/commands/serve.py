@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import PurePath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,9 @@ from tui.environment import load_models
 from tui.interruption import CommandInterruptedError
 from tui.options import Quiet, ServingConfig, ServingParams, TurnOptions, typed_fields, with_option_groups
 from tui.printing import load_in_sight, progress_console
+
+if TYPE_CHECKING:
+    from tui.server.running import RunningServer
 
 USUAL_PORT = 8000
 _KEY_VARIABLE = "OVERSTORY_API_KEY"
@@ -70,8 +74,8 @@ def serve(
 
     Tell a client the base URL that the first line shows, http://127.0.0.1:8000/v1, and any key unless --api-key
     is given. Requests that come together share passes; clients take turns, and one that goes away ends its
-    answers. A line on stderr tells of each answer what it took, and never its text; --quiet leaves that out. /health
-    and /metrics say how it goes. Web pages are refused, and so are other machines.
+    answers. A line on stderr tells of each answer what it took, and never its text, and of each refusal; --quiet leaves
+    that out. /health and /metrics say how it goes. Web pages are refused, and so are other machines.
 
     The options of answers hold where a request says nothing.
     """
@@ -82,17 +86,17 @@ def serve(
     from tui.server.app import build_app
     from tui.server.exchange import Service
     from tui.server.listening import listen, serve_until_end
-    from tui.server.log import ServerLog
+    from tui.server.log import ServerLog, WaitingLines
     from tui.server.running import RunningServer, announced, found_anywhere
 
-    def tell(sentence: str) -> None:
+    def write(sentence: str) -> None:
         with suppress(OSError, ValueError):  # whoever read stderr may be gone, and the server goes on
             sys.stderr.write(f"overstory: {sentence}\n")
             sys.stderr.flush()
 
-    console, log = progress_console(is_quiet=quiet), ServerLog() if quiet else ServerLog(tell)
-    listening = listen(host, port)
-    with closing(listening):
+    lines = WaitingLines(write)
+    console, log = progress_console(is_quiet=quiet), ServerLog() if quiet else ServerLog(lines.add)
+    with closing(listen(host, port)) as listening:
         dispatcher = Dispatcher(
             lambda stack: load_in_sight(load_models(config, stack), console),
             most_waiting=max_queue,
@@ -105,17 +109,22 @@ def serve(
         service = Service(dispatcher=dispatcher, common=common, model=model, created=int(time.time()), log=log)
         target = found_anywhere(config.target)
         record = RunningServer(host=host, port=listening.getsockname()[1], model=model, target=target, api_key=key)
-        base_url = record.base_url
-        if not quiet:
-            tell(f"serving {model} at {base_url}/v1 while it loads; requests wait for it; {_end()} ends the server")
-            whose = "your" if key else "any"
-            tell(f"tell clients the base URL {base_url}/v1 (Anthropic's: {base_url}) and {whose} API key")
         try:
-            with announced(record):
-                asyncio.run(serve_until_end(build_app(service, api_key=key), dispatcher, listening))
+            with lines, log.with_the_library():
+                for line in _first_lines(record):
+                    log.write(line)
+                with announced(record):
+                    asyncio.run(serve_until_end(build_app(service, api_key=key), dispatcher, listening))
         except KeyboardInterrupt as error:
             raise CommandInterruptedError("the server has ended, and with it the answers under way") from error
     return 0
+
+
+def _first_lines(server: "RunningServer") -> Iterator[str]:
+    """Yield what a person needs to begin with."""
+    url, whose = server.base_url, "your" if server.api_key else "any"
+    yield f"serving {server.model} at {url}/v1 while it loads; requests wait for it; {_end()} ends the server"
+    yield f"tell clients the base URL {url}/v1 (Anthropic's: {url}) and {whose} API key"
 
 
 def _end() -> str:

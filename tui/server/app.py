@@ -25,9 +25,14 @@ def build_app(service: Service, *, api_key: str | None = None) -> ASGIApp:
     """Return the application; with `api_key` only requests that bring it are answered, and /health."""
     app = Starlette(
         routes=[Route(route.path, _endpoint(service, route), methods=[route.method]) for route in ROUTES],
-        exception_handlers={HTTPException: _unknown},
+        exception_handlers={HTTPException: _unknown(service)},
     )
-    return Guard(app, api_key=api_key, say=_say)
+
+    def refuse(path: str, failure: Failure) -> object:
+        service.log.refuse(path, failure)
+        return _say(path, failure)
+
+    return Guard(app, api_key=api_key, refuse=refuse)
 
 
 def _say(path: str, failure: Failure) -> object:
@@ -55,9 +60,15 @@ def _endpoint(service: Service, route: ApiRoute) -> Callable[[Request], Awaitabl
     return answer
 
 
-async def _unknown(request: Request, error: Exception) -> Response:
-    """Answer for paths that do not exist, and methods that a path does not have."""
-    assert isinstance(error, HTTPException)
-    known = ", ".join(f"{route.method} {route.shown_path}" for route in ROUTES)
-    sentence = f"{request.method} {request.url.path} is not done here; the endpoints are {known}"
-    return _respond(request.url.path, Failure(error.status_code, sentence, headers=error.headers or {}))
+def _unknown(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Return what answers for paths that do not exist, and methods that a path does not have."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        known = ", ".join(f"{route.method} {route.shown_path}" for route in ROUTES)
+        sentence = f"{request.method} {request.url.path} is not done here; the endpoints are {known}"
+        failure = Failure(error.status_code, sentence, headers=error.headers or {})
+        service.log.refuse(request.url.path, failure)
+        return _respond(request.url.path, failure)
+
+    return answer

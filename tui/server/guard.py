@@ -22,11 +22,14 @@ _ORIGIN = re.compile("https?://" + _LOOPBACK, re.IGNORECASE)
 class Guard:
     """An ASGI application in front of another."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, say: Callable[[str, Failure], object]) -> None:
-        """`say` puts a failure into the words of the API that a path belongs to; `api_key` None: none is asked for."""
+    def __init__(self, app: ASGIApp, *, api_key: str | None, refuse: Callable[[str, Failure], object]) -> None:
+        """`refuse` tells of a failure and returns it in the words of the API that a path belongs to.
+
+        `api_key` None: none is asked for.
+        """
         self._app = app
         self._api_key = None if api_key is None else api_key.encode()
-        self._say = say
+        self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -34,7 +37,7 @@ class Guard:
         if failure is None:
             await self._app(scope, receive, send)
         else:
-            body = self._say(scope["path"], failure)
+            body = self._refuse(scope["path"], failure)
             await JSONResponse(body, failure.status, headers=failure.headers)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Failure | None:

@@ -114,13 +114,49 @@ def test_a_server_runs_from_its_first_line_to_its_end(tmp_path):
             assert process.wait(30) == 143
         finally:
             process.kill()
-    answered, ended = rest.splitlines()
+    answered, refused, ended = rest.splitlines()
     assert re.fullmatch(
         r"overstory: [0-9:]{8} /v1/completions: [0-9]+ prompt tokens, [1-4] new tokens?, .*(limit of tokens|complete)",
         answered,
     )
+    assert "/metrics: no answer (status 401): the API key is missing or wrong" in refused
     assert ended == "overstory: terminated; the server has ended, and with it the answers under way"
     assert running_servers(folder=tmp_path / "cache" / "servers") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="makes a pipe small")
+def test_a_log_that_nobody_reads_holds_no_answer_up(tmp_path):
+    """The server stood still for good once the pipe of its stderr was full."""
+    import fcntl
+
+    folder = save_tiny_folder(tmp_path / "tiny")
+    program = [
+        sys.executable,
+        "-c",
+        "from tui.cli import main; main()",
+        "serve",
+        "--target",
+        str(folder),
+        "--port",
+        "0",
+    ]
+    environment = {**os.environ, "OVERSTORY_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(program, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+            url = re.search(r"(http://127\.0\.0\.1:[0-9]+)/v1", process.stderr.readline())[1]
+            with httpx2.Client(base_url=url, timeout=60) as client:
+                for _ in range(100):
+                    assert client.post("/v1/completions", json={"prompt": 1.5}).status_code == 400
+                answer = client.post("/v1/completions", json={"prompt": "the cat", "max_tokens": 2})
+                assert answer.json()["usage"]["completion_tokens"] <= 2
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+            assert process.wait(30) == 143
+        finally:
+            process.kill()
+    assert rest.count("status 400") == 100 and "left out" not in rest
+    assert rest.endswith("overstory: terminated; the server has ended, and with it the answers under way\n")
 
 
 def test_a_model_that_is_not_there_ends_the_command(tmp_path, monkeypatch, capsys):

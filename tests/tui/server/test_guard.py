@@ -20,7 +20,7 @@ def status(headers, *, api_key=None, path="/v1/models"):
         sent.append(message)
 
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    guard = Guard(app, api_key=api_key, say=lambda path, failure: openai_error(failure))
+    guard = Guard(app, api_key=api_key, refuse=lambda path, failure: openai_error(failure))
     asyncio.run(guard({"type": "http", "path": path, "headers": raw}, None, send))
     return sent[0]["status"]
 

@@ -1,5 +1,7 @@
 """Lines of what a server did: what a person wants to see in its terminal, and nothing of what was asked."""
 
+import socket
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,7 @@ from runtime.serving.dispatcher import AnswerOver, LoadFailed, ModelLoaded, Mode
 from tests.support.answer_fakes import STATISTICS
 from tests.support.served import get, post, served, tiny_load
 from tui.server.failures import Failure, failure_of
-from tui.server.log import ServerLog
+from tui.server.log import ServerLog, WaitingLines
 
 OVER = AnswerOver(
     asked_by="/v1/responses", how="stop", waiting_seconds=0.04, seconds=3.5, statistics=STATISTICS, error=None
@@ -97,3 +99,79 @@ def test_every_request_has_one_line(folder: Any) -> None:
     assert lines[1].startswith("now /v1/completions: ") and "prompt tokens, " in lines[1]
     assert [line.split("(")[1][:10] for line in lines[2:]] == ["status 400"] * 2, "each once"
     assert not any("cat" in line or "SECRET" in line for line in lines)
+
+
+def test_refusals_at_the_door_have_a_line_too(folder: Any) -> None:
+    """A client with a wrong key, or with a wrong base URL, was nowhere to be seen."""
+    lines: list[str] = []
+    log = ServerLog(lines.append, now=lambda: "now")
+    key = {"Authorization": "Bearer secret"}
+    with served(tiny_load(folder), log=log, api_key="secret") as running:
+        running.wait(lambda state: state.phase == "ready")
+        get(running, "/v1/models")
+        get(running, "/v1/models", headers={**key, "Origin": "http://evil.com"})
+        get(running, "/v1/v1/models", headers=key)
+        get(running, "/v1/completions", headers=key)
+        get(running, f"/%1b[2J\u202e{'x' * 200}", headers=key)
+    told = "and the client was told why)"
+    assert lines[1].startswith("now /v1/models: no answer (status 401): the API key is missing or wrong")
+    assert lines[2].startswith("now /v1/models: no answer (status 403): the request comes from a web page")
+    assert lines[3] == f"now /v1/v1/models: no answer (status 404, {told}"
+    assert lines[4] == f"now /v1/completions: no answer (status 405, {told}"
+    assert len(lines) == 6 and lines[5].isprintable() and f"...: no answer (status 404, {told}" in lines[5]
+    assert len(lines[5]) < 200 and "secret" not in "".join(lines)
+
+
+def test_what_is_no_http_has_a_line(folder: Any) -> None:
+    lines: list[str] = []
+    log = ServerLog(lines.append, now=lambda: "now")
+    with log.with_the_library(), served(tiny_load(folder), log=log) as running:
+        running.wait(lambda state: state.phase == "ready")
+        host, port = running.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"nonsense\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert lines[1:] == ["now Invalid HTTP request received."]
+
+
+class Reader:
+    """Who reads lines, or does not."""
+
+    def __init__(self) -> None:
+        self.goes_on, self.has_begun = threading.Event(), threading.Event()
+        self.lines: list[str] = []
+
+    def write(self, line: str) -> None:
+        self.has_begun.set()
+        assert self.goes_on.wait(30)
+        self.lines.append(line)
+
+
+def test_lines_that_nobody_reads_hold_nobody_up() -> None:
+    reader = Reader()
+    with WaitingLines(reader.write, most_waiting=3) as lines:
+        lines.add("first")
+        assert reader.has_begun.wait(30)
+        for number in range(8):
+            lines.add(f"line {number}")
+        reader.goes_on.set()
+    assert reader.lines == ["first", "line 0", "line 1", "line 2", "5 lines left out here, as nobody read them"]
+
+
+def test_all_lines_are_written_where_somebody_reads() -> None:
+    reader = Reader()
+    reader.goes_on.set()
+    with WaitingLines(reader.write) as lines:
+        for number in range(100):
+            lines.add(str(number))
+    assert reader.lines == [str(number) for number in range(100)]
+
+
+def test_a_reader_that_has_stopped_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.server.log._CLOSE_SECONDS", 0.01)
+    reader = Reader()
+    with WaitingLines(reader.write) as lines:
+        lines.add("first")
+        lines.add("second")
+    assert reader.lines == []
+    reader.goes_on.set()
