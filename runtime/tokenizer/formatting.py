@@ -11,6 +11,9 @@ from runtime.prompts.prompt_file import Message, ToolCall
 from runtime.tokenizer.chat_template import ChatTemplate, chat_template
 from runtime.tokenizer.loading import reason
 
+_NO_ANSWER = "(no answer)"
+"""Templates refuse one that is empty."""
+
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Return the token ids of raw text, special tokens around it as the tokenizer wants. Raises OptionError."""
@@ -73,9 +76,38 @@ def encode_conversation(
                 "the target's chat template knows no tools; leave tools out, or take a model that was trained for them"
             )
         how["tools"] = json.loads(tools)
+    try:
+        return _conversation_ids(tokenizer, messages, template, how)
+    except OptionError as error:
+        answered = _with_answers(messages)
+        if answered == list(messages) or not isinstance(error.__cause__, TemplateError):
+            raise
+        try:
+            return _conversation_ids(tokenizer, answered, template, how)
+        except OptionError:
+            raise error from error.__cause__  # it is about what was asked
+
+
+def _conversation_ids(
+    tokenizer: Any, messages: Sequence[Message], template: ChatTemplate, how: Mapping[str, Any]
+) -> list[int]:
     conversation = [_turn(message, template) for message in messages]
     _check_tool_turns(tokenizer, messages, conversation, how)
     return _some(_applied(tokenizer, conversation, how, return_dict=True)["input_ids"])
+
+
+def _with_answers(messages: Sequence[Message]) -> list[Message]:
+    """Return the turns with an answer between what a tool said and a prompt behind it.
+
+    Mistral's templates want one there: calls and their results aside, user and assistant must alternate. There is none
+    where a person stopped or refused a call and asked something else.
+    """
+    answered = list[Message]()
+    for message in messages:
+        if message.role == "user" and answered and answered[-1].role == "tool":
+            answered.append(Message("assistant", _NO_ANSWER))
+        answered.append(message)
+    return answered
 
 
 def _turn(message: Message, template: ChatTemplate) -> dict[str, Any]:

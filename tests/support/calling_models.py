@@ -16,6 +16,14 @@ TEMPLATE = """{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %
 {%- for call in m.tool_calls %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}{% endfor %}
 {%- if add_generation_prompt %}<assistant>{% if enable_thinking %}<think>
 {% endif %}{% endif %}{{ '</think>' if false }}"""
+ALTERNATING = """{% set ns = namespace(expected='user') %}
+{%- for m in messages %}
+{%- if m.role in ('user', 'assistant') and not m.tool_calls %}
+{%- if m.role != ns.expected %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- if not m.content %}{{ raise_exception('an assistant must say something') }}{% endif %}
+{%- set ns.expected = 'assistant' if m.role == 'user' else 'user' %}{% endif %}
+{%- for call in m.tool_calls %}{{ call.function.name }}{% endfor %}<{{ m.content }}>{% endfor %}"""
+"""With the rules of Mistral's, for which calls and their results are no turns."""
 TOOLS = [
     {
         "name": "look",

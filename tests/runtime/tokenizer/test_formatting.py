@@ -8,6 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from runtime.errors import OptionError
 from runtime.prompts.prompt_file import Message, ToolCall
 from runtime.tokenizer.formatting import encode_conversation, encode_pair, encode_text
+from tests.support.calling_models import ALTERNATING, calling_tokenizer
 from tests.support.model_factory import build_tokenizer
 
 TURNS = [Message("user", "the cat"), Message("assistant", "the dog"), Message("user", "a <b> & 'c'")]
@@ -121,6 +122,34 @@ def test_a_prompt_without_a_token_and_a_tokenizer_without_a_template_are_refused
 )
 def test_a_template_that_fails_is_one_sentence(template: Any, reason: str) -> None:
     assert reason in refusal(template)
+
+
+CALLED = [
+    Message("user", "the cat"),
+    Message("assistant", "", tool_calls=(ToolCall("1", "look", "{}"),)),
+    Message("tool", "refused", tool_call_id="1", name="look"),
+]
+
+
+def test_a_prompt_behind_what_a_tool_said_has_an_answer_before_it_where_the_template_wants_one() -> None:
+    """After a call that was stopped or refused a person asks something else, which such templates refused."""
+    strict, other = calling_tokenizer(), calling_tokenizer()
+    strict.chat_template = ALTERNATING
+    other.chat_template = ALTERNATING.replace("raise_exception", "''.format")
+    turns = [*CALLED, Message("user", "the dog")]
+    assert strict.decode(encode_conversation(strict, turns, is_continued=False)) == (
+        "<the cat>look<><refused><(no answer)><the dog>"
+    )
+    assert other.decode(encode_conversation(other, turns, is_continued=False)) == ("<the cat>look<><refused><the dog>")
+    assert strict.decode(encode_conversation(strict, CALLED, is_continued=False)) == "<the cat>look<><refused>"
+
+
+def test_what_no_answer_mends_is_refused_for_what_was_asked() -> None:
+    turns = [*CALLED, Message("user", "the dog"), Message("user", "a")]
+    assert "refuses the conversation: roles must alternate" in refusal(ALTERNATING, turns)
+    assert "refuses the conversation: 4 turns" in refusal(
+        "{{ raise_exception(messages | length ~ ' turns') }}", turns[:4]
+    )
 
 
 def test_a_template_of_several_uses_the_one_called_default() -> None:

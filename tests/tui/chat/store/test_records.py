@@ -3,8 +3,11 @@
 from dataclasses import asdict
 
 import pytest
+from hypothesis import given, strategies
 
 from runtime.prompts.prompt_file import Message, ToolCall
+from runtime.tokenizer.formatting import encode_conversation
+from tests.support.calling_models import ALTERNATING, calling_tokenizer
 from tests.support.conversation_factory import message
 from tui.attachments import Attachment, pasted, with_attachments
 from tui.chat.store.records import (
@@ -135,6 +138,26 @@ def test_a_call_without_a_result_and_a_result_without_its_call_are_no_turns_of_a
     )
     (turn,) = chat_turns("", [said("one"), said("two", call=other)], knows_tools=True)
     assert turn == Message("user", "[what files__read said]\none\n\n[what else said]\ntwo")
+
+
+@given(
+    strategies.lists(strategies.sampled_from(["asks", "says", "says nothing", "calls", "calls and says"]), max_size=9)
+)
+def test_any_history_of_calls_keeps_to_mistrals_rules(happened):
+    """Whatever was stopped or refused, and wherever the person went on: calls aside, user and assistant alternate."""
+    messages = [message(content="a")]
+    for each in happened:
+        if each == "asks":
+            messages.append(message(content="a"))
+        elif each.startswith("says"):
+            messages.append(message("assistant", "b" if each == "says" else "", state="stopped"))
+        else:
+            messages += [called("c" if each == "calls and says" else ""), said("The person did not allow this call.")]
+    messages.append(message(content="d"))
+    tokenizer = calling_tokenizer()
+    tokenizer.chat_template = ALTERNATING
+    turns = chat_turns("", messages, knows_tools=True)
+    assert tokenizer.decode(encode_conversation(tokenizer, turns, is_continued=False)).endswith("d>")
 
 
 @pytest.mark.parametrize("found", [None, 1, {}, {"id": "1", "name": "a"}, {"id": "1", "name": "a", "arguments": "["}])
