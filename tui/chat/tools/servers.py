@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from typing import Any, Literal, Protocol
 from profiles.errors import BadInputError
 from runtime.errors import PromptFileError
 from runtime.prompts.prompt_file import ToolCall, parse_tools
+from tui.chat.tools.keeper import kept_command
 from tui.chat.tools.results import ToolResult, result_text, shortened
 from tui.chat.tools.settings import ServerSettings
 from tui.terminal_text import one_line
@@ -352,9 +354,12 @@ async def connect_over_pipes(settings: ServerSettings) -> AsyncIterator[Session]
         raise ServerError(_MISSING) from error
     logging.getLogger("mcp").addHandler(logging.NullHandler())
     logging.getLogger("mcp").propagate = False  # else it would write into the screen
+    command, args = settings.command, list(settings.args)
+    if shutil.which(command, path=settings.env.get("PATH")):  # else the system says what is wrong with it
+        command, args = kept_command(command, args)
     parameters = mcp.StdioServerParameters(
-        command=settings.command,
-        args=list(settings.args),
+        command=command,
+        args=args,
         env=dict(settings.env),
         encoding_error_handler="replace",
     )
