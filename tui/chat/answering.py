@@ -18,7 +18,7 @@ from tui.chat.engine.messages import Answer, StopAnswer
 from tui.chat.reading import Reading
 from tui.chat.store.database import ConversationStoreError
 from tui.chat.store.guesses import Guesses, guesses_of
-from tui.chat.store.records import EndState, StoredMessage, Thinking
+from tui.chat.store.records import UNSENT_ID, EndState, StoredMessage, Thinking
 from tui.chat.store.store import ConversationStore
 
 
@@ -73,8 +73,9 @@ class AnswerWriter:
         self._engine.send(self.request)
 
     def request_of(self, reading: Reading) -> PromptRequest:
-        """Return what would be asked now of what the model reads."""
-        return reading.request(self._params(), self._unchosen())
+        """Return what would be asked now of what the model reads; an answer that is being edited would go on."""
+        is_edited = reading.ids[-1:] == (UNSENT_ID,) and reading.turns[-1].role == "assistant"
+        return reading.request(self._params(), self._unchosen(), is_continued=is_edited)
 
     def stop(self) -> None:
         """Let the engine end what it is writing, if it is writing; what came is kept."""

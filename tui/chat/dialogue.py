@@ -52,7 +52,7 @@ from tui.chat.engine.state import (
 )
 from tui.chat.reading import Reading
 from tui.chat.store.branches import Place
-from tui.chat.store.records import EDITED, EndState, StoredMessage, first_kept_after_trim, index_of
+from tui.chat.store.records import EDITED, EndState, StoredMessage, first_kept_after_trim, index_of, unsent
 from tui.chat.store.store import ConversationStore
 from tui.chat.tools.calling import ToolCalls, ToolHost
 from tui.chat.tools.results import ToolResult
@@ -309,15 +309,17 @@ class Dialogue:
         messages = self.messages()
         index = index_of(message_id, messages)
         if self.is_answering and self._written.id in (each.id for each in messages[index : index + 2]):
-            self._interrupt(None)
+            is_moving = self._written.id == message_id and self.state.phase != "loading"  # its last words are to come
+            self._interrupt((lambda: self.edit(message_id)) if is_moving else None)
+            if is_moving:
+                return ()
         if messages[index].role == "tool":
             raise BadInputError("what a tool said cannot be changed; choose a prompt or an answer")
         use = "sends" if messages[index].role == "user" else "keeps"
         word = f"{self._key('send')} {use} it, as another version; {self._key('back')} leaves it as it was"
-        if self.editing_id == message_id:
-            return (word,)
+        begun = () if self.editing_id == message_id else (EditBegun(messages[index].content),)
         self.editing_id = message_id
-        return (EditBegun(messages[index].content), word)
+        return (*begun, word)
 
     def regenerate(self, message_id: int = 0) -> Changes:
         """Write another version of an answer, with the next seed: the one named, or that follows it; else the last."""
@@ -500,8 +502,7 @@ class Dialogue:
     def _trim(self, messages: list[StoredMessage]) -> Changes:
         assert self.conversation_id is not None
         kept = [message for message in messages if not message.is_left_out]
-        is_full = self.full is not None and messages[-1].id == self._writer.message.id
-        if is_full and self.full is not None:
+        if self.full is not None and messages[-1].id == self._writer.message.id:
             kept_id = self._sent_ids[self.full.num_left_out] if self.full.num_left_out else None
         else:
             kept_id = first_kept_after_trim(kept)
@@ -509,8 +510,8 @@ class Dialogue:
             raise BadInputError("nothing before the last prompt can be left out; /edit takes it back, to be shortened")
         self.store.leave_out_before(self.conversation_id, kept_id)
         num_left_out = sum(message.id < kept_id for message in kept)
-        word = f"{num_left_out} turns are left out of what the model reads; /untrim brings them back"
-        return (*self._try_again(messages), word)
+        words = f"{num_left_out} turns are left out of what the model reads; /untrim brings them back"
+        return (*self._try_again(messages), words)
 
     def try_again_after_load(self) -> None:
         """Once another load is over, ask again for what the context had no room for, or go on with it."""
@@ -536,15 +537,14 @@ class Dialogue:
     def request_with(self, text: str) -> PromptRequest | None:
         """Return what the model would read if that was sent now, or of the conversation as it stands if it is empty.
 
-        None while an answer makes the conversation grow, if there is nothing to read, or if it cannot be read, which
-        sending says.
+        None while an answer makes the conversation grow, or if there is nothing that can be read, which sending says.
         """
         if self.is_answering and self._written.conversation_id == self.conversation_id:
             return None
         try:
             messages = list(takewhile(lambda each: each.id != self.editing_id, self.messages()))
             if text:
-                messages.append(StoredMessage(role="user", content=text, state="complete", created_at=0))
+                messages.append(unsent(text, instead_of=self.message(self.editing_id)))
             return self._writer.request_of(self._reading(messages)) if messages else None
         except OverstoryError:  # another window has deleted it, or the store cannot be read
             return None

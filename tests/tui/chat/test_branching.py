@@ -52,6 +52,33 @@ def test_an_answer_that_is_put_otherwise_is_another_version_from_which_the_model
     assert contents(dialogue) == ["Tell.", "Once upon a time", "More.", "No."]
 
 
+def test_an_answer_that_is_still_written_is_edited_once_its_last_words_have_come(dialogue, engine):
+    """What was put in the prompt at once lacked what came before the answer had ended."""
+    dialogue.ask("Tell.")
+    asked_id = dialogue.answer.answer_id
+    take(dialogue, asked_id, TextDelta("Once upon"))
+    answer_id = dialogue.messages()[-1].id
+    assert dialogue.edit(answer_id) == () and isinstance(engine.requests[-1], StopAnswer)
+    take(dialogue, asked_id, TextDelta(" a time"))
+    assert EditBegun("Once upon a time") in take(dialogue, asked_id, FINISHED)
+    assert dialogue.editing_id == answer_id and contents(dialogue)[-1] == "Once upon a time"
+
+
+def test_an_edited_answer_is_counted_as_the_answer_that_it_is(dialogue, engine):
+    _, answer_id, *_ = exchange(dialogue, "Tell.", "Once", "More.", "No.")
+    dialogue.edit(answer_id)
+    counted = dialogue.request_with("Once upon a fox")
+    assert [(each.role, each.content) for each in counted.messages] == [
+        ("user", "Tell."),
+        ("assistant", "Once upon a fox"),
+    ]
+    assert counted.is_continued
+    dialogue.editing_id = None
+    counted = dialogue.request_with("And?")
+    assert counted.messages[-1].role == "user" and not counted.is_continued
+    assert not dialogue.request_with("").is_continued
+
+
 def test_an_answer_can_be_put_otherwise_while_no_model_is_open_or_another_answer_is_written(dialogue, engine):
     _, answer_id, *_ = exchange(dialogue, "One?", "1", "Two?", "2")
     dialogue.ask("Three?")

@@ -118,7 +118,7 @@ COMMANDS = (
     Command(
         "/trim",
         "Trim oldest turns",
-        "Leave the oldest turns out of what the model reads, so that the context has room.",
+        "Leave the oldest turns unread: those that have no room, else the older half of the text.",
     ),
     Command("/untrim", "Read all turns", "Let the model read the turns again that were left out."),
     Command(

@@ -121,10 +121,10 @@ def context_report(model: Loaded, num_tokens: int | None) -> str:
     if not model.larger_contexts:
         return f"{what}; it is the largest that the model and the memory allow"
     (size, num_bytes), (most, most_bytes) = model.larger_contexts[0], model.larger_contexts[-1]
-    costs = f"{size:,} would take {format_bytes(num_bytes)} more memory"
-    if most != size:
-        costs += f", {most:,} {format_bytes(most_bytes)}"
-    return f"{what}; {costs}, and {most:,} is the most that fits; /context {size} opens the model with it"
+    takes = f"would take {format_bytes(num_bytes)} more memory"
+    limit = f"{most:,}, the most that fits,"
+    costs = f"{limit} {takes}" if most == size else f"{size:,} {takes}, and {limit} {format_bytes(most_bytes)}"
+    return f"{what}; {costs}; /context {size} opens the model with {size:,}"
 
 
 def check_context(model: Loaded, num_tokens: int) -> None:

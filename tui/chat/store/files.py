@@ -20,7 +20,7 @@ from profiles.files import parse_json_text, read_regular_file
 from profiles.records import read_value
 from tui.chat.store.branches import ROOT, MessageTree, Node
 from tui.chat.store.private_files import create_private_file, free_path
-from tui.chat.store.records import Conversation, StoredMessage, storable
+from tui.chat.store.records import EDITED, Conversation, StoredMessage, storable
 from tui.terminal_text import one_line, show_terminal_escapes
 
 FORMAT = "overstory conversation"
@@ -170,7 +170,8 @@ def _heading(message: StoredMessage) -> str:
     if message.role == "tool":
         name = "a tool" if message.call is None else one_line(message.call.name)
         return f"## What {name} said" + (f" ({message.outcome})" if message.outcome != "done" else "")
-    remarks = [message.model, "" if message.state == "complete" else message.state]
+    state = "edited" if message.statistics.get("finish_reason") == EDITED else message.state
+    remarks = [message.model, "" if state == "complete" else state]
     return "## Answer" + (f" ({', '.join(filter(None, remarks))})" if any(remarks) else "")
 
 

@@ -235,10 +235,10 @@ def readable(messages: Sequence[StoredMessage]) -> list[StoredMessage]:
 
 
 def first_kept_after_trim(messages: Sequence[StoredMessage]) -> int | None:
-    """Return the id of the prompt from which on at most half of the characters are left; the last prompt always stays.
+    """Return the id of the prompt from which on at most half of the text is left; the last prompt always stays.
 
-    None if there is only one prompt, so that nothing can be left out. Characters, since tokens are the engine's to
-    count.
+    None if there is only one prompt, so that nothing can be left out. For a half, lengths serve as well as tokens,
+    which the engine counts where it matters: it says how many turns have no room in a context that is full.
     """
     num_characters = sum(len(message.content) for message in messages)
     prompts = [(index, message) for index, message in enumerate(messages) if message.role == "user"]
@@ -247,6 +247,16 @@ def first_kept_after_trim(messages: Sequence[StoredMessage]) -> int | None:
         if num_left <= num_characters / 2 or prompt is prompts[-1][1]:
             return prompt.id
     return None
+
+
+UNSENT_ID = 0
+"""Of a message that is not in the store."""
+
+
+def unsent(text: str, *, instead_of: StoredMessage | None = None) -> StoredMessage:
+    """Return what is being written as a message: a prompt, or another version of what is edited."""
+    role = "user" if instead_of is None else instead_of.role
+    return StoredMessage(role=role, content=text, state="complete", created_at=0, id=UNSENT_ID)
 
 
 def index_of(message_id: int, messages: Sequence[StoredMessage]) -> int:

@@ -63,7 +63,7 @@ class GuessesLegend(Static):
         words = Content.assemble(
             ("guessed ahead and kept", guessed),
             " · the model's own word · ",
-            ("not known", unknown),
+            ("not recorded", unknown),
             (f"   ({key_now(self, 'guesses')} goes back)", "dim"),
         )
         self.update(words)

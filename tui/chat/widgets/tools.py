@@ -6,7 +6,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
@@ -17,10 +17,11 @@ from tui.chat.commands.keymap import bind, key_now
 from tui.chat.engine.messages import Loaded
 from tui.chat.tools.servers import ServerState, Tool, ToolServers
 from tui.chat.tools.settings import ServerSettings
+from tui.environment import config_folder
 from tui.terminal_text import one_line
 
 _NONE = (
-    "No server of tools is named. In the settings file, for example:\n\n"
+    "no server of tools is named. In {file}, for example:\n\n"
     "[mcp.files]\n"
     'command = "npx"\n'
     'args = ["-y", "@modelcontextprotocol/server-filesystem", "/some/folder"]\n\n'
@@ -49,14 +50,14 @@ class ToolsScreen(ModalScreen[None]):
         self._trouble = ""  # with what was switched last
 
     def compose(self) -> ComposeResult:
-        with Vertical(classes="dialog"):
+        with VerticalScroll(classes="dialog"):
             yield Static("Tools", classes="dialog-title")
             yield OptionList(id="tools", compact=True, markup=False)
             yield Static(markup=False, classes="dialog-hint")
 
     def on_mount(self) -> None:
         self._list()
-        self.query_one(OptionList).focus()
+        self.query_one(OptionList if self._rows else VerticalScroll).focus()
 
     def refresh_rows(self) -> None:
         """Show them as they stand now."""
@@ -95,7 +96,7 @@ class ToolsScreen(ModalScreen[None]):
     def _say(self) -> None:
         close = f"{key_now(self, 'tools_close')} closes"
         if not self._rows:
-            words = f"{_NONE}\n{close}"
+            words = f"{close}; {_NONE.format(file=one_line(str(config_folder() / 'settings.toml')))}"
         else:
             parts = ("Enter switches on or off", "every call asks you first", self._hindrance(), close)
             words = " · ".join(filter(None, (self._trouble, self._why(), *parts)))

@@ -133,10 +133,11 @@ LARGER = replace(LOADED, larger_contexts=((8192, 200_000_000), (16384, 600_000_0
 def test_the_report_says_what_is_taken_and_what_more_costs():
     assert context_report(LARGER, 1024) == (
         "the context holds 4,096 tokens, prompt and answer together, of which this conversation takes 1,024 (25%); "
-        "8,192 would take 200 MB more memory, 20,000 800 MB, and 20,000 is the most that fits; "
-        "/context 8192 opens the model with it"
+        "8,192 would take 200 MB more memory, and 20,000, the most that fits, 800 MB; "
+        "/context 8192 opens the model with 8,192"
     )
-    assert "20,000 800 MB" not in context_report(replace(LARGER, larger_contexts=((8192, 2),)), None)
+    only = context_report(replace(LARGER, larger_contexts=((8192, 2_000_000),)), None)
+    assert "together; 8,192, the most that fits, would take 2.00 MB more memory; /context 8192 opens" in only
     alone = context_report(LOADED, None)
     assert alone.endswith("together; it is the largest that the model and the memory allow")
 

@@ -19,6 +19,7 @@ from tui.chat.store.files import (
     to_json,
     to_markdown,
 )
+from tui.chat.store.records import EDITED
 from tui.chat.store.store import ConversationStore
 
 CALL = {"id": "1", "name": "files__read", "arguments": '{"path": "a"}'}
@@ -174,6 +175,18 @@ def test_markdown_reads_like_the_conversation():
         "## Prompt\n\nMore\n\n"
         "## Answer (failed)\n"
     )
+
+
+def test_an_answer_that_a_person_edited_says_so_in_markdown_and_comes_back_from_json(tmp_path):
+    with ConversationStore(None) as store:
+        made = store.create_conversation()
+        store.append_prompt(made.id, "Tell.")
+        answer = store.begin_answer(made.id, model="qwen")
+        store.append_text(answer.id, "Once upon a fox")
+        store.finish_answer(answer.id, statistics={"finish_reason": EDITED})
+        kept, messages = store.conversation(made.id), store.messages(made.id)
+    assert "## Answer (qwen, edited)\n\nOnce upon a fox\n" in to_markdown(kept, messages)
+    assert without_ids(from_json(to_json(kept, messages).encode())[1]) == without_ids(messages)
 
 
 def test_markdown_of_an_empty_conversation_is_its_title():

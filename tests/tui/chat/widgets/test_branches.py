@@ -1,11 +1,9 @@
 """Branches in a list: where each parts, how long it is and how old; one is chosen, also in a small terminal."""
 
-import asyncio
-
 import pytest
 
 from tests.support.screen_text import screen_text
-from tests.support.widget_screens import WidgetApp
+from tests.support.widget_screens import WidgetApp, run
 from tui.chat.store.branches import Branch
 from tui.chat.widgets.branches import BranchesScreen
 
@@ -25,13 +23,8 @@ BRANCHES = (
 
 
 def watch(story, *, size, branches=BRANCHES):
-    async def run():
-        app = WidgetApp(screen=BranchesScreen(branches, clock=lambda: NOW))
-        async with app.run_test(size=size) as pilot:
-            await pilot.pause()
-            await story(app, pilot)
-
-    asyncio.run(run())
+    app = WidgetApp(screen=BranchesScreen(branches, clock=lambda: NOW))
+    run(app, lambda pilot: story(app, pilot), size=size)
 
 
 def test_each_says_where_it_parts_and_how_long_and_how_old_it_is():

@@ -1,11 +1,9 @@
 """Guessed text is told apart with colours and without, its legend fits, and no character of the answer changes."""
 
-import asyncio
-
 import pytest
-from textual.app import App
 
-from tests.support.screen_text import STYLES, screen_text
+from tests.support.screen_text import screen_text
+from tests.support.widget_screens import WidgetApp, run
 from tui.chat.store.guesses import Guesses
 from tui.chat.widgets.guesses import UNKNOWN, GuessedAnswer, GuessesLegend, guessed_share, origin_style
 from tui.terminal_text import shown_text
@@ -14,21 +12,9 @@ GUESSES = Guesses(start=2, lengths=(5, 3, 4))
 TEXT = "ab**bold**\r\n\x1b[2J a [markup] 文"
 
 
-class Window(App):
-    CSS_PATH = STYLES
-
-    def compose(self):
-        yield GuessedAnswer()
-        yield GuessesLegend()
-
-
 def drawn(story, *, size=(80, 24)):
-    async def run():
-        app = Window()
-        async with app.run_test(size=size) as pilot:
-            await story(app, pilot)
-
-    asyncio.run(run())
+    app = WidgetApp(GuessedAnswer(), GuessesLegend())
+    run(app, lambda pilot: story(app, pilot), size=size)
 
 
 def test_each_origin_looks_different_with_colours_and_without():

@@ -1,10 +1,9 @@
 """Stories of writing: lines, growth, history, completions, and controls that are shown, not executed."""
 
-import asyncio
-
 from textual.app import App
 
 from tests.support.screen_text import STYLES
+from tests.support.widget_screens import run
 from tui.chat.commands.slash import Completion
 from tui.chat.widgets.prompt import PromptArea
 from tui.terminal_text import show_escapes_in_place
@@ -31,12 +30,8 @@ class Desk(App):
 
 
 def write(story, *, size=(40, 20)):
-    async def run():
-        app = Desk()
-        async with app.run_test(size=size) as pilot:
-            await story(app, pilot)
-
-    asyncio.run(run())
+    app = Desk()
+    run(app, lambda pilot: story(app, pilot), size=size)
 
 
 def test_enter_sends_and_ctrl_j_begins_a_line():

@@ -44,6 +44,19 @@ def test_servers_and_tools_are_listed_and_switched(size):
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("size", [(40, 10), (80, 24), (200, 50)])
+def test_without_servers_all_that_is_said_can_be_read_in_any_terminal(size):
+    async def story():
+        app = WidgetApp(screen=ToolsScreen(ToolServers(), keep=kept_not))
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: "Esc closes" in screen_text(app))
+            assert "settings.toml" in "".join(screen_text(app).replace("│", "").split())
+            await pilot.press("end")
+            await until(pilot, lambda: "start the chat again." in screen_text(app))
+
+    asyncio.run(story())
+
+
 def test_without_servers_it_says_how_to_name_one_and_without_tools_that_nothing_is_sent():
     async def story():
         app = WidgetApp(screen=ToolsScreen(ToolServers(), keep=kept_not))
