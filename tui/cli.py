@@ -55,7 +55,9 @@ def execute(arguments: Sequence[str] | None = None, *, interruption: Interruptio
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error: click's own class or typer's copy of it
             sentence = error.format_message().rstrip(".")  # empty where no command was given: the help is printed
-            return _fail(f"error: {sentence}; see overstory --help", 2) if sentence else 2
+            command = getattr(getattr(error, "ctx", None), "command_path", "overstory")
+            see = f"See {command} --help" if sentence.endswith("?") else f"; see {command} --help"
+            return _fail(f"error: {sentence}{' ' * sentence.endswith('?')}{see}", 2) if sentence else 2
         return _unexpected(error)
 
 

@@ -448,6 +448,19 @@ def test_version_and_help_are_data(capsys):
     assert "--device-memory" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [
+        (["ask", "--frobnicate"], "; see overstory ask --help"),
+        (["bench", "round", "--frobnicate"], "; see overstory bench round --help"),
+        (["asks"], "Did you mean 'ask'? See overstory --help"),
+    ],
+)
+def test_what_is_mistyped_points_to_the_help_of_its_own_command(arguments, end, capsys):
+    assert cli.execute(arguments) == 2
+    assert capsys.readouterr().err.rstrip().endswith(end)
+
+
 def test_no_command_shows_the_help(capsys):
     assert cli.execute([]) == 2
     out, err = capsys.readouterr()

@@ -21,7 +21,13 @@ from tui.commands.unpack import unpack
 
 
 class _Command(TyperCommand):
-    """A command whose `--help` shows switches as they are typed, without `<bool>`."""
+    """A command whose `--help` shows switches as they are typed, without `<bool>`, and wraps paragraphs once."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help, whose lines would be broken where those of the source end, and again by the terminal."""
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(each.split("\n")) for each in paragraphs)
+        super().format_help(ctx, formatter)
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the options and arguments, switches without a name for a value."""

@@ -16,18 +16,20 @@ import typer
 from profiles.errors import OverstoryError
 from runtime.config import EngineConfig, SamplingParams, options_of
 from runtime.prompts.prompt_file import Message, PromptRequest
-from tui.ask.pieces import Piece, Pieces, pieces_of
+from tui.ask.pieces import Ended, Piece, Pieces, pieces_of
 from tui.ask.question import build_question, read_piped
 from tui.environment import config_folder
 from tui.interruption import CommandInterruptedError
 from tui.options import AnsweringConfig, Quiet, Shown, TurnOptions, typed_fields, with_option_groups
-from tui.terminal_text import one_line
+from tui.terminal_text import counted, one_line
 
 if TYPE_CHECKING:
     from tui.ask.kept import KeptConversation
     from tui.server.running import RunningServer
 
 MAX_NEW_TOKENS = 1024
+_CUT = ("length", "context")
+"""How an answer ends that the model would have gone on with."""
 _OF_SERVERS = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -97,16 +99,28 @@ def ask(
             facts.model, pieces = _loaded(stack, typed, request, is_quiet=quiet)
         kept.begin(question, system=turns.system, model=facts.model)
         with display:
-            _show_all(pieces, display.show, kept)
+            ended = _show_all(pieces, display.show, kept)
+        if ended is not None and ended.finish_reason in _CUT:
+            _tell(_cut_words(ended, params.max_new_tokens), is_quiet=quiet)
     return 0
 
 
-def _show_all(pieces: Pieces, show: Callable[[Piece], None], kept: "KeptConversation") -> None:
-    """Show and keep an answer; what came stays where it is broken off."""
+def _cut_words(ended: Ended, most: int) -> str:
+    """Return what cut the answer; a server says the same of its limit of tokens and of its context."""
+    num_new = ended.usage.get("completion_tokens")
+    if isinstance(num_new, int) and num_new < most:
+        return "the answer was cut, as the context is full; a larger --context has room for more"
+    return f"the answer was cut at {counted(most, 'token')}; a larger --max-new-tokens lets it go on"
+
+
+def _show_all(pieces: Pieces, show: Callable[[Piece], None], kept: "KeptConversation") -> Ended | None:
+    """Show and keep an answer, and return how it ended; what came stays where it is broken off."""
+    ended = None
     try:
         for piece in pieces:
             kept.add(piece)
             show(piece)
+            ended = piece if isinstance(piece, Ended) else ended
     except KeyboardInterrupt as interrupt:
         pieces.close()
         kept.end("stopped")
@@ -114,6 +128,7 @@ def _show_all(pieces: Pieces, show: Callable[[Piece], None], kept: "KeptConversa
     except OverstoryError as error:
         kept.end("failed", error=str(error))
         raise
+    return ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,6 +98,22 @@ def test_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_an_answer_that_was_cut_says_what_cut_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended in the middle of a sentence as if that was all."""
+    cut = tuple(chunk("length") if each == chunk("stop") else each for each in ANSWER)
+    for limit, words in (
+        ("3", "the answer was cut at 3 tokens; a larger --max-new-tokens"),
+        ("9", "the context is full"),
+    ):
+        with served(FakeServer(stream=cut)):
+            assert execute(["ask", "Hi", "--max-new-tokens", limit]) == 0
+        out, errors = capsys.readouterr()
+        assert out == "Hello **there**.\n" and words in errors.splitlines()[-1]
+    with served(FakeServer()):
+        assert execute(["ask", "Hi"]) == 0
+    assert "cut" not in capsys.readouterr().err
+
+
 def test_going_on(capsys: pytest.CaptureFixture[str]) -> None:
     fake = FakeServer()
     with served(fake):
