@@ -1,8 +1,13 @@
 """Which colours a terminal gets: what was chosen, else what fits the background that the terminal tells of."""
 
 import pytest
+from textual.color import Color
 
+from tests.support.chat_stories import tell, telling
+from tui.chat.settings.file import RememberedSettings
+from tui.chat.settings.settings import ChatSettings
 from tui.chat.themes import DARK, LIGHT, THEMES, has_light_background, theme_name
+from tui.chat.widgets.markdown import AnswerMarkdown
 
 KNOWN = {theme.name for theme in THEMES} | {"nord"}
 
@@ -36,8 +41,6 @@ def test_a_theme_that_is_gone_is_no_fault():
 @pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
 def test_text_can_be_read_on_every_ground(theme):
     """WCAG's 4.5 to 1 for text, on all three grounds."""
-    from textual.color import Color
-
     for ground in (theme.background, theme.surface, theme.panel):
         assert _contrast(Color.parse(theme.foreground), Color.parse(ground)) >= 7
         for name in ("primary", "accent", "success", "warning", "error"):
@@ -53,3 +56,23 @@ def _luminance(color) -> float:
     parts = [value / 255 for value in (color.r, color.g, color.b)]
     linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_what_stands_around_an_answer_can_be_read(theme, tmp_path):
+    """Its caption and the head of its code were as low as 2.8 to 1 on light ground."""
+
+    async def story():
+        settings = RememberedSettings(ChatSettings(theme=theme.name), path=tmp_path / "settings.toml")
+        async with telling(tmp_path, settings=settings) as teller:
+            await teller.ask("Hi?")
+            view = teller.chat.view
+            styles = [view.query(name).last().visual_style for name in (".turn-caption", ".turn-name")]
+            markdown = view.query(AnswerMarkdown).last()
+            styles += [markdown.get_visual_style(name) for name in ("clip", "code-head")]
+            for style in styles:
+                ground = Color.parse(theme.background) + (style.background or Color(0, 0, 0, 0))
+                assert not style.dim
+                assert _contrast(ground + style.foreground, ground) >= 4.5
+
+    tell(story)

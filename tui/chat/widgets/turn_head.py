@@ -40,7 +40,7 @@ class TurnHead(Widget):
         shown = Content(name).truncate(max(1, room), ellipsis=True)
         actions, column = [], shown.cell_length
         for text, action in parts:
-            shown += Content(text).stylize("not bold" if action else "not bold dim")
+            shown += Content(text).stylize("not bold")
             actions.append((range(column, column + len(text)), action))
             column += len(text)
         self._actions = tuple(actions)
