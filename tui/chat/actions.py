@@ -73,6 +73,18 @@ class Actions:
             chat.say(f"the message stays as it was; {key_now(chat.screen, 'older')} brings your change back")
         return ()
 
+    @property
+    def word_of_step_back(self) -> str:
+        """What that would do now, for the footer."""
+        chat, dialogue = self._chat, self._chat.dialogue
+        if chat.completions.display:
+            return "Close"
+        if dialogue.waiting:
+            return "Take back"
+        if dialogue.is_answering or dialogue.state.phase == "loading":
+            return "Stop"
+        return "Close" if chat.notice.display else "Leave edit"
+
     def do_regenerate(self) -> Changes:
         return self.regenerate()
 

@@ -167,14 +167,22 @@ class ChatScreen(Screen[None]):
     @property
     def active_bindings(self) -> dict[str, ActiveBinding]:
         """What the keys do that hold now, in the usual order; what has no key is not for the footer."""
-        active, chosen = super().active_bindings, self.app._keymap
+        active = {
+            key: each._replace(binding=replace(each.binding, description=self.actions.word_of_step_back))
+            if each.binding.action == "step_back"
+            else each
+            for key, each in super().active_bindings.items()
+        }
+        chosen = self.app._keymap
         if not chosen:
             return {key: each for key, each in active.items() if key != NO_KEY}
         own: dict[str, ActiveBinding] = {}
         for _, binding in self._bindings:
             is_possible = self.app._check_action_state(binding.action, self)
             for key in keys_now(self, binding.id) if binding.id is not None and is_possible else ():
-                if binding.id in chosen or (key in active and active[key].node is self):
+                if key in active and active[key].node is self:
+                    own[key] = active[key]
+                elif binding.id in chosen:
                     own[key] = ActiveBinding(self, replace(binding, key=key), True, binding.tooltip)
         return own | {key: each for key, each in active.items() if key not in own and key != NO_KEY}
 

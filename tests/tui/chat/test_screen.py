@@ -215,3 +215,21 @@ def test_the_notice_is_reached_without_losing_what_is_written(tmp_path):
             assert teller.chat.prompt.text == "half a prompt"
 
     tell(story)
+
+
+def test_the_footer_says_what_esc_does_now(tmp_path):
+    """It said Stop where there was nothing to stop."""
+
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("Hi?")
+            await teller.type("/he")
+            await teller.until(lambda: "esc Close" in screen_text(teller.app))
+            await teller.press("escape")
+            await teller.until(lambda: "esc " not in screen_text(teller.app))
+            teller.chat.prompt.put("")
+            await teller.press("ctrl+o")
+            await teller.until(lambda: "esc Leave edit" in screen_text(teller.app))
+            assert "Stop" not in screen_text(teller.app)
+
+    tell(story)
