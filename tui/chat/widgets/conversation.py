@@ -247,8 +247,8 @@ def _how_it_ended(message: StoredMessage, go_on: str) -> str:
         return "cut: the context is full"
     if message.state == "stopped":
         return "stopped" if message.content else "stopped, nothing came"
-    if not message.content and message.thinking is not None and message.call is None:
-        return "nothing was said after the thinking"
+    if not message.content and message.call is None:
+        return "an empty answer" if message.thinking is None else "nothing was said after the thinking"
     return ""
 
 

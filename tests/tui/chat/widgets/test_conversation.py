@@ -347,6 +347,13 @@ def test_an_answer_that_only_thought_says_what_can_be_done():
     assert "Ctrl+G" in turn_caption(answer("So", finish_reason="length", num_new_tokens=1000, **thought))
 
 
+def test_an_answer_without_a_word_says_so_unless_it_calls_a_tool():
+    ended = {"finish_reason": "stop", "num_new_tokens": 1}
+    assert turn_caption(answer("", **ended)) == "an empty answer · 1 token"
+    call = {"call": {"id": "a", "name": "stock", "arguments": "{}"}}
+    assert turn_caption(answer("", **ended, **call)) == "1 token"
+
+
 def test_a_stopped_answer_says_so():
     assert turn_caption(answer("text", state="stopped", finish_reason="stopped")) == "stopped"
     assert turn_caption(answer("", state="stopped")) == "stopped, nothing came"
