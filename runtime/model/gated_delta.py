@@ -49,11 +49,11 @@ def convolve(
     `inputs` (width - 1 + R, C), `weight` (C, width); `windows` (T, width) of tokens of a tree, see `Paths`; None: a
     chain, T = R.
     """
-    if windows is None:
-        return F.conv1d(inputs.T[None], weight[:, None], bias, groups=len(weight))[0].T
-    sums = torch.zeros(len(windows), inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+    num_tokens = len(inputs) - weight.shape[1] + 1 if windows is None else len(windows)
+    sums = torch.zeros(num_tokens, inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
     for place in range(weight.shape[1]):
-        sums.addcmul_(inputs.index_select(0, windows[:, place]), weight[:, place])
+        seen = inputs[place : place + num_tokens] if windows is None else inputs.index_select(0, windows[:, place])
+        sums.addcmul_(seen, weight[:, place])
     return sums if bias is None else sums + bias
 
 

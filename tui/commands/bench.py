@@ -7,8 +7,10 @@ That line goes to stdout; progress, and tables of its figures, go to stderr. Wit
 import json
 import sys
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -361,6 +363,42 @@ def prefix(
     from runtime.bench.prefix import run_prefix
 
     _show(run_prefix(config, content, num_tokens=tokens, max_new_tokens=max_new_tokens), console)
+
+
+@bench_app.command()
+@with_option_groups
+def hybrid(
+    config: PlainConfig,
+    *,
+    nodes: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Of a tree; may be given again.", show_default="64, 256 and 512"),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Of the text that the trees stand on.", min=1)] = 1024,
+    turns: Annotated[int, typer.Option(help="Passes over each tree.", min=1)] = 5,
+    quiet: Quiet = False,
+) -> None:
+    """Recurrent layers beside attention layers of one hybrid model, in passes over trees; ends with one JSON line.
+
+    Without --target two random layers of Qwen3.5-27B's sizes are measured, 1.5 GB in a temporary folder (TMPDIR). A
+    layer's time includes its MLP, the mixer's does not: that is attention, or the recurrence that stands in its place.
+    """
+    counts = nodes or [64, 256, 512]
+    config = _with_defaults(config, context_tokens=tokens + max(counts) + 64)
+    console = progress_console(is_quiet=quiet)
+    from runtime.bench.hybrid import run_hybrid, write_random_layers
+    from runtime.fit.models import find_model
+
+    told = {"target": config.target}
+    with ExitStack() as stack:
+        if config.target is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="overstory-hybrid-")))
+            shape = find_model("qwen3.5-27b", what="the model")
+            told = {"target": f"random layers of {shape.name}'s sizes"}
+            write_random_layers(folder, shape, max_positions=config.context_tokens or 0)
+            config = replace(config, target=str(folder))
+        opened = stack.enter_context(open_session_in_sight(config, [], console))
+        _show(run_hybrid(opened, node_counts=counts, text_tokens=tokens, num_turns=turns), console, told)
 
 
 @bench_app.command()

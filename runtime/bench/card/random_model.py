@@ -1,12 +1,13 @@
-"""Writes a random Llama of any size, for sessions whose cost is real and whose text means nothing.
+"""Writes random models of any size, for sessions whose cost is real and whose text means nothing.
 
 One block of random numbers is repeated through every matrix, so that writing takes as long as the disk does. The file's
 weights begin 8 bytes behind a multiple of 16, as those of every second published file do.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -39,9 +40,19 @@ def write_random_llama(
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    return write_random_model(folder, config, dict(_shapes(layer, num_layers, vocab_size)), seed=seed)
+
+
+def write_random_model(
+    folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], *, seed: int
+) -> Path:
+    """Write `config`, weights of these shapes by name in bfloat16 and a tokenizer into `folder`, and return it.
+
+    Vectors are ones.
+    """
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    _write_tokenizer(folder, vocab_size)
-    _write_weights(folder / "model.safetensors", dict(_shapes(layer, num_layers, vocab_size)), seed)
+    _write_tokenizer(folder, config["vocab_size"])
+    _write_weights(folder / "model.safetensors", shapes, seed)
     return folder
 
 
@@ -57,7 +68,7 @@ def _shapes(layer: LayerSizes, num_layers: int, vocab_size: int) -> Iterator[tup
     yield "lm_head.weight", (vocab_size, layer.hidden)
 
 
-def _write_weights(file: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+def _write_weights(file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
     header, offset = {}, 0
     for name, shape in shapes.items():
         num_bytes = _ITEM_BYTES * torch.Size(shape).numel()
@@ -70,7 +81,7 @@ def _write_weights(file: Path, shapes: dict[str, tuple[int, ...]], seed: int) ->
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for shape in shapes.values():
-            source = (block if len(shape) == 2 else ones).view(torch.uint8).numpy()
+            source = (ones if len(shape) == 1 else block).view(torch.uint8).numpy()
             left = _ITEM_BYTES * torch.Size(shape).numel()
             while left:
                 left -= out.write(source[:left].data)

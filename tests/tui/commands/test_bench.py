@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_llama_server import save_fake_model, save_fake_server
+from tests.support.hybrids import save_hybrid
 from tests.support.session_factory import save_tiny_folder
 from tui.cli import execute
 from tui.commands.bench import draw_robustness
@@ -61,6 +62,19 @@ def test_reopened_conversations_end_with_one_json_line(measured) -> None:
     record = measured("prefix", "--draft", "none", "--tokens", "100", "--max-new-tokens", "2")
     assert record["is_same_text"] and record["kept_bytes"] == 0  # no block of 256 tokens is whole
     assert record["with"]["num_computed_tokens"] == record["num_prompt_tokens"]
+
+
+def test_layers_of_a_hybrid_end_with_one_json_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--target", str(save_hybrid(tmp_path / "hybrid")), "--nodes", "3", "--tokens", "20", "--turns", "1"]
+    assert execute(["bench", "hybrid", *options]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    record = json.loads(line)
+    assert record["target"] == options[1] and [tree["num_nodes"] for tree in record["trees"]] == [3]
+
+
+def test_a_model_without_recurrent_layers_is_no_hybrid(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["bench", "hybrid", "--target", str(folder), "--nodes", "3", "--tokens", "20"]) == 2
+    assert "no layer of the kind recurrent; give a hybrid such as Qwen3.5" in capsys.readouterr().err
 
 
 def test_choices_end_with_one_json_line(measured, folder: Path, prompts: str) -> None:
