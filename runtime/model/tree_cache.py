@@ -276,6 +276,10 @@ class TreeCache(Cache):  # type: ignore[misc]
         held = min(num_tokens, self.num_cached_in(lane))
         return self.recurrent[0].reachable(held, lane) if self.recurrent else held
 
+    def num_folded(self, num_tokens: int, *, lane: int = 0) -> int:
+        """Return how many of a lane's first tokens, so many as it can be cut to, no branch may part from any more."""
+        return self.recurrent[0].held_at(lane, num_tokens).base if self.recurrent else 0
+
     def truncate(self, num_tokens: int, *, lane: int = 0) -> int:
         """Forget all but a lane's first `num_tokens` tokens; return how many are left, fewer where states hold more."""
         left = self.reachable(num_tokens, lane=lane)

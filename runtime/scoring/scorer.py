@@ -328,10 +328,11 @@ class _Lane:
         # Branches that others have entered since are not before one that is under way: its own tokens are its to read.
         shared = None if is_under_way else self._take_over(others)
         num_cached = len(self._slots)
+        num_folded = self._cache.num_folded(num_cached, lane=self._lane if shared is None else shared[0])
         num_unwanted = self._num_unwanted()
         room = min(most_tokens, num_unwanted + self._slice_tokens, self._cache.capacity - num_cached)
         runs: list[_Run] = []
-        while room > 0 and self._enter(queue):
+        while room > 0 and self._enter(queue, num_folded=num_folded):
             first = 0 if not runs else runs[-1].rows.stop
             start, num_tokens = len(self._slots), min(room, len(self._branch.token_ids) - len(self._slots))
             runs.append(_Run(self._branch, start, start + num_tokens, first, self._slots))
@@ -355,14 +356,18 @@ class _Lane:
         self._slots = np.arange(held[source])
         return source, held[source]
 
-    def _enter(self, queue: deque[_Branch]) -> bool:
-        """Go on to the next branch if this one is done; return whether there is anything to compute."""
+    def _enter(self, queue: deque[_Branch], *, num_folded: int = 0) -> bool:
+        """Go on to the next branch if this one is done; return whether there is anything to compute.
+
+        One that parts before the `num_folded` tokens that a state holds is for another pass, or lane.
+        """
         while len(self._slots) == len(self._branch.token_ids):
             if not queue:
                 return False
-            branch = queue.popleft()
-            self._slots = self._slots[: _num_shared(self._branch.token_ids, branch.token_ids)]
-            self._branch = branch
+            num_shared = _num_shared(self._branch.token_ids, queue[0].token_ids)
+            if num_shared < num_folded:
+                return False
+            self._slots, self._branch = self._slots[:num_shared], queue.popleft()
         return True
 
     def _num_unwanted(self) -> int:

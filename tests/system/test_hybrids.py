@@ -19,7 +19,9 @@ from runtime.engine.loading import OpenSession
 from runtime.model.model_loader import ModelFiles
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner.prefill import PassWidths
+from runtime.scoring.scorer import TokenPair
 from runtime.speculation.token_tree import TokenTree
+from tests.runtime.scoring.test_scorer import random_pairs, with_passes
 from tests.support.hybrids import KINDS, path_logits, random_path, random_tree, save_hybrid
 from tests.support.model_factory import edit_config
 from tests.support.reference_models import own_logits
@@ -217,6 +219,39 @@ def test_an_answer_that_is_asked_again_reads_its_prompt_from_the_border(draft: s
         with open_tiny(folder) as fresh:
             longer = request("the cat and the dog and " * 4 + "a dog", temperature=0.8, seed=3)
             assert answer(opened, longer)[1] == answer(fresh, longer)[1]
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_each_text_alone(kind: str, num_lanes: int, tmp_path: Path) -> None:
+    """Token by token, in whatever passes: a branch that a state is too far for is read again from a mark."""
+    folder, pairs = save_hybrid(tmp_path / "model", kind), random_pairs(3)
+    expected = [token_log_probs(folder, pair) for pair in pairs]
+    with open_tiny(folder, num_residents=1, num_texts=num_lanes) as opened:
+        for slice_tokens, most_tokens in ((1, 1), (5, 20), (8, 64), (100, 100)):
+            scorer, found = with_passes(opened, slice_tokens=slice_tokens, most_tokens=most_tokens), {}
+            for done in scorer.score(pairs, num_likeliest=3):
+                for index, score in done.scores.items():
+                    found[index] = (score, done.predictions[index])
+            assert sorted(found) == list(range(len(pairs)))
+            for index, rows in enumerate(expected):
+                (score, predictions), pair = found[index], pairs[index]
+                targets = pair.token_ids[-pair.num_scored :]
+                chosen = rows[np.arange(len(rows)), targets]
+                assert [one.chosen.token_id for one in predictions] == targets.tolist()
+                assert [one.chosen.logprob for one in predictions] == pytest.approx(chosen.tolist(), abs=1e-4)
+                assert score.log_likelihood == pytest.approx(float(chosen.sum()), abs=1e-3)
+                assert score.is_greedy == bool((rows.argmax(axis=1) == targets).all())
+                for one, row in zip(predictions, rows, strict=True):
+                    likeliest = [each.logprob for each in one.likeliest]
+                    assert likeliest == pytest.approx(np.sort(row)[::-1][:3].tolist(), abs=1e-4)
+
+
+def token_log_probs(folder: Path, pair: TokenPair) -> np.ndarray:
+    """What transformers makes of every token that may come in the place of each one that is scored, (N, V)."""
+    logits = own_logits(folder, pair.token_ids[:-1].tolist())[-pair.num_scored :]
+    rows: np.ndarray = logits.log_softmax(dim=-1).numpy()
+    return rows
 
 
 def test_heads_that_predict_several_tokens_are_passed_over(folder: Path, tmp_path: Path) -> None:

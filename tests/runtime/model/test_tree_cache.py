@@ -263,6 +263,7 @@ def test_all_layers_are_cut_to_what_states_can_be_cut_to() -> None:
     assert cached_keys(cache) == [0, 1, 2, 3, 4, 6, 8] and rows_held(cache) == [4, 6, 8]
     assert cache.truncate(6) == cache.num_cached == 6 and rows_held(cache) == [4, 6]
     assert cache.reachable(4) == 4 and cache.reachable(3) == 0
+    assert [cache.num_folded(count) for count in (6, 5, 4, 0)] == [4, 4, 4, 0]
     assert cache.truncate(3) == cache.num_cached == 0
     assert hybrid_cache(base=4, num_rows=1).row_bytes(torch.float32) is None
 
