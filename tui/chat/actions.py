@@ -75,15 +75,11 @@ class Actions:
 
     @property
     def word_of_step_back(self) -> str:
-        """What that would do now, for the footer."""
-        chat, dialogue = self._chat, self._chat.dialogue
-        if chat.completions.display:
-            return "Close"
-        if dialogue.waiting:
-            return "Take back"
-        if dialogue.is_answering or dialogue.state.phase == "loading":
-            return "Stop"
-        return "Close" if chat.notice.display else "Leave edit"
+        """What that would do now, for the footer, which has room for four letters in 80 columns."""
+        dialogue = self._chat.dialogue
+        is_nearer = self._chat.completions.display or dialogue.waiting
+        is_running = dialogue.is_answering or dialogue.state.phase == "loading"
+        return "Stop" if is_running and not is_nearer else "Back"
 
     def do_regenerate(self) -> Changes:
         return self.regenerate()

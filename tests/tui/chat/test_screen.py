@@ -224,12 +224,12 @@ def test_the_footer_says_what_esc_does_now(tmp_path):
         async with telling(tmp_path) as teller:
             await teller.ask("Hi?")
             await teller.type("/he")
-            await teller.until(lambda: "esc Close" in screen_text(teller.app))
+            await teller.until(lambda: "esc Back" in screen_text(teller.app))
             await teller.press("escape")
             await teller.until(lambda: "esc " not in screen_text(teller.app))
             teller.chat.prompt.put("")
             await teller.press("ctrl+o")
-            await teller.until(lambda: "esc Leave edit" in screen_text(teller.app))
-            assert "Stop" not in screen_text(teller.app)
+            await teller.until(lambda: "esc Back" in screen_text(teller.app))
+            assert "Stop" not in screen_text(teller.app) and "f5 Settings" in screen_text(teller.app)
 
     tell(story)
