@@ -17,17 +17,17 @@ STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = os.fork()
-print(os.getpid(), flush=True)
+os.write(1, b"%d\\n" % os.getpid())  # at once: both write to one pipe
 while True:
     time.sleep(60)
 """
 """A server of two processes that hear neither the end of their input nor a request to end."""
 APP = f"""
-import subprocess, sys
+import os, subprocess, sys
 from tui.chat.tools.keeper import kept_command
 command, args = kept_command(sys.executable, ["-c", {STUBBORN!r}])
 server = subprocess.Popen([command, *args], stdin=subprocess.PIPE, start_new_session=True)
-print(server.pid, flush=True)
+os.write(1, b"%d\\n" % server.pid)
 server.wait()
 """
 
