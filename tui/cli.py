@@ -56,8 +56,8 @@ def execute(arguments: Sequence[str] | None = None, *, interruption: Interruptio
         if hasattr(error, "format_message"):  # a usage error: click's own class or typer's copy of it
             sentence = error.format_message().rstrip(".")  # empty where no command was given: the help is printed
             command = getattr(getattr(error, "ctx", None), "command_path", "overstory")
-            see = f"See {command} --help" if sentence.endswith("?") else f"; see {command} --help"
-            return _fail(f"error: {sentence}{' ' * sentence.endswith('?')}{see}", 2) if sentence else 2
+            see = " See" if sentence.endswith("?") else "; see"
+            return _fail(f"error: {sentence}{see} {command} --help", 2) if sentence else 2
         return _unexpected(error)
 
 

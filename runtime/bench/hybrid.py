@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,10 @@ _VOCAB_SIZE = 320
 _FIRST_ID, _PREFILL_TOKENS = 7, 256
 
 
-@dataclass(slots=True)
-class _Seconds:
-    """What layers of one kind took in one pass."""
-
-    layer: float = 0.0
-    mixer: float = 0.0
-    """Of that: attention, or the recurrence; its projections included."""
-
-
-_Times = dict[str, _Seconds]
-"""By kind of layer: `recurrent` or `attention`."""
+_Times = dict[str, dict[str, float]]
+"""Seconds of one pass by kind of layer, `recurrent` or `attention`: of the whole `layer`, and of its `mixer` in it."""
 _Layers = dict[str, list[tuple[nn.Module, nn.Module]]]
-"""Layers and their mixers, by kind."""
+"""Layers and their mixers, by kind: attention, or the recurrence, with its projections."""
 
 
 def write_random_layers(folder: Path, shape: ModelShape, *, max_positions: int, seed: int = 0) -> Path:
@@ -137,9 +127,7 @@ def _record(times: Sequence[_Times], layers: _Layers) -> dict[str, float]:
     """Return medians of one layer's seconds, and those of the ratios, which are taken pass by pass."""
     record = {}
     for part in ("layer", "mixer"):
-        each = [
-            {kind: getattr(seconds, part) / len(layers[kind]) for kind, seconds in found.items()} for found in times
-        ]
+        each = [{kind: found[kind][part] / len(layers[kind]) for kind in layers} for found in times]
         for kind in layers:
             record[f"{kind}_{part}_seconds"] = statistics.median(found[kind] for found in each)
         record[f"{part}_ratio"] = statistics.median(found["recurrent"] / found["attention"] for found in each)
@@ -148,12 +136,17 @@ def _record(times: Sequence[_Times], layers: _Layers) -> dict[str, float]:
 
 def _random_tree(text: Sequence[int], num_nodes: int, source: np.random.Generator) -> TokenTree:
     """Return a tree of random shape on the last token of a text, of its tokens."""
+    tree = TokenTree(random_topology(num_nodes, source), source.choice(text, num_nodes))
+    tree.token_ids[0] = text[-1]
+    return tree
+
+
+def random_topology(num_nodes: int, source: np.random.Generator) -> TreeTopology:
+    """Return a tree of random shape."""
     parents = [-1]
     for node in range(1, num_nodes):
         parents.append(int(source.integers(max(parents[-1], 0), node)))
-    tree = TokenTree(TreeTopology(np.array(parents)), source.choice(text, num_nodes))
-    tree.token_ids[0] = text[-1]
-    return tree
+    return TreeTopology(np.array(parents, dtype=np.int64))
 
 
 def _layers_by_kind(model: StreamedModel) -> _Layers:
@@ -177,17 +170,17 @@ def _timed(layers: _Layers, device: torch.device) -> Iterator[_Times]:
 
     A layer that streams is there before its time begins.
     """
-    times = {kind: _Seconds() for kind in layers}
+    times = {kind: {"layer": 0.0, "mixer": 0.0} for kind in layers}
     begun: dict[nn.Module, float] = {}
 
     def begin(module: nn.Module, *_: object) -> None:
         wait_for_device(device)
         begun[module] = time.perf_counter()
 
-    def end_of(seconds: _Seconds, part: str) -> Callable[..., None]:
+    def end_of(seconds: dict[str, float], part: str) -> Callable[..., None]:
         def end(module: nn.Module, *_: object) -> None:
             wait_for_device(device)
-            setattr(seconds, part, getattr(seconds, part) + time.perf_counter() - begun.pop(module))
+            seconds[part] += time.perf_counter() - begun.pop(module)
 
         return end
 

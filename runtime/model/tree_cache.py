@@ -278,7 +278,7 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def num_folded(self, num_tokens: int, *, lane: int = 0) -> int:
         """Return how many of a lane's first tokens, so many as it can be cut to, no branch may part from any more."""
-        return self.recurrent[0].held_at(lane, num_tokens).base if self.recurrent else 0
+        return min(num_tokens, self.recurrent[0].lanes[lane].base) if self.recurrent else 0
 
     def truncate(self, num_tokens: int, *, lane: int = 0) -> int:
         """Forget all but a lane's first `num_tokens` tokens; return how many are left, fewer where states hold more."""

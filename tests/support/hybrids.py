@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from runtime.speculation.token_tree import TokenTree, TreeTopology
+from runtime.bench.hybrid import random_topology
+from runtime.speculation.token_tree import TokenTree
 from tests.support.every_architecture import small_config
 from tests.support.model_factory import random_model, save_tiny_tokenizer
 from tests.support.reference_models import reference_model
@@ -55,10 +56,7 @@ def path_logits(folder: Path, text: Sequence[int], parents: Sequence[int], token
 
 def random_tree(text: Sequence[int], num_nodes: int, source: np.random.Generator) -> TokenTree:
     """A tree of random shape and tokens on the last token of a text."""
-    parents = [-1]
-    for node in range(1, num_nodes):
-        parents.append(int(source.integers(max(parents[-1], 0), node)))
-    tree = TokenTree(TreeTopology(np.array(parents, dtype=np.int64)), source.integers(7, 90, num_nodes))
+    tree = TokenTree(random_topology(num_nodes, source), source.integers(7, 90, num_nodes))
     tree.token_ids[0] = text[-1]
     return tree
 
