@@ -116,7 +116,7 @@ def run_hybrid(
             {
                 "num_nodes": each,
                 **_record(times[each], layers),
-                "counted_bytes": delta.layer_bytes(each, dtype.itemsize),
+                "counted_bytes": delta.layer_bytes(each, dtype.itemsize, num_nodes=each - 1),
             }
             for each in node_counts
         ],

@@ -523,7 +523,8 @@ def _check_draft_device(
     num_bytes = found.num_bytes + need.cached_tokens * found.cache_bytes_per_token
     num_bytes += files.workspace(dtype).states_bytes(num_texts=need.num_texts, num_nodes=need.max_nodes, is_grown=True)
     num_bytes += 0 if draft is not None else files.other_bytes(device)
-    num_bytes += files.workspace(dtype).pass_bytes(num_tokens, need.capacity_tokens) + found.scratch_bytes
+    num_bytes += files.workspace(dtype).pass_bytes(num_tokens, need.capacity_tokens, num_nodes=need.max_nodes)
+    num_bytes += found.scratch_bytes
     usable = usable_bytes(find_memory(device).free_bytes)
     if num_bytes > usable:
         raise BudgetError(

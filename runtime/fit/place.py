@@ -294,18 +294,20 @@ class MemoryNeed:
 
     def _phases(self) -> Iterator[int]:
         """Yield the bytes that each phase of a round holds; one ends before the next begins."""
-        yield self.workspace.pass_bytes(self.pass_tokens, self.capacity_tokens)
+        yield self.workspace.pass_bytes(self.pass_tokens, self.capacity_tokens, num_nodes=self._tree_tokens)
         if self.long_pass_tokens > self.pass_tokens:
             yield self.workspace.sliced_bytes(
                 self.long_pass_tokens,
                 self.capacity_tokens,
                 slice_tokens=min(self.slice_width, self.pass_tokens),
                 last_tokens=self.pass_tokens,
+                num_nodes=self._tree_tokens,
             )
         yield self.workspace.logits_bytes(WALK_ROWS)
         if self.draft is not None and (drafting := self.draft.workspace) is not None:
             widest = max(PREFILL_CHUNK_TOKENS, widest_level(self.max_nodes))
-            yield drafting.pass_bytes(min(widest, self.cached_tokens), self.capacity_tokens)
+            num_tokens = min(widest, self.cached_tokens)
+            yield drafting.pass_bytes(num_tokens, self.capacity_tokens, num_nodes=self.max_nodes)
             yield drafting.ranking_bytes(most_ranked(self.max_nodes))
 
     def with_largest_tree(self, *, is_cpu: bool) -> "MemoryNeed":

@@ -6,6 +6,7 @@ from typing import Any
 
 from runtime.config import MAX_TREE_LEVELS
 from runtime.model.pass_shapes import (
+    DELTA_BLOCK_TOKENS,
     MOST_DELTA_PAIRS,
     RECORDED_WIDTH,
     bucket_of,
@@ -27,10 +28,10 @@ _WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "cohere2", "muse_glimmer_te
 """Whose layers have windows by turns even where config.json does not list them."""
 
 
-_PAIR_BYTES = 24
+_PAIR_BYTES = 16
 """Of each pair of a tree's tokens in a head: the difference of their decays in float64, and three float32 products."""
-_GATED_COPIES, _WRITTEN_COPIES = 5, 7
-"""Of what a token gives the convolution, and of its values in float32, that the rule holds at once."""
+_GATED_COPIES, _WRITTEN_COPIES = 5, 6
+"""Of what a token gives the convolution, and of a node's values in float32, that the rule holds at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +62,16 @@ class DeltaSizes:
         """Return the bytes of a token that may still be taken back, in all of these layers."""
         return self.num_layers * (self.num_channels * item_bytes + 2 * 4 * self.num_heads)
 
-    def layer_bytes(self, num_tokens: int, item_bytes: int) -> int:
-        """Return what one layer holds while it computes a tree of so many tokens, all of them behind one state."""
-        pairs = num_tokens * num_tokens
+    def layer_bytes(self, num_tokens: int, item_bytes: int, *, num_nodes: int) -> int:
+        """Return what one layer holds while it computes tokens, of which all but a tree's nodes continue a text."""
+        together = max(num_nodes + 1, DELTA_BLOCK_TOKENS)  # the text's last token stands behind the state too
+        pairs = together * together
         at_once = max(MOST_DELTA_PAIRS, pairs * self.num_heads // self.num_key_heads)
         heads = self.num_heads * max(self.key_width, self.value_width)
-        of_token = _GATED_COPIES * self.num_channels * item_bytes + 4 * _WRITTEN_COPIES * heads
+        of_token = _GATED_COPIES * self.num_channels * item_bytes + 4 * heads
+        of_node = 4 * _WRITTEN_COPIES * heads
         state = 3 * 4 * self.num_heads * self.key_width * self.value_width
-        return num_tokens * of_token + _PAIR_BYTES * min(at_once, pairs * self.num_heads) + state
+        return num_tokens * of_token + together * of_node + _PAIR_BYTES * min(at_once, pairs * self.num_heads) + state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,18 +107,23 @@ class Workspace:
         rows = num_nodes + before + 2 * num_texts
         return 2 * num_texts * self.state_bytes + rows * self.delta.row_bytes(self.item_bytes)
 
-    def pass_bytes(self, num_tokens: int, num_keys: int) -> int:
-        """Return what a pass of T tokens that see K keys holds at its widest, in one layer."""
-        return num_tokens * self._token_bytes + self._layer_bytes(num_tokens, num_keys)
+    def pass_bytes(self, num_tokens: int, num_keys: int, *, num_nodes: int = 0) -> int:
+        """Return what a pass of T tokens that see K keys holds at its widest, in one layer.
 
-    def sliced_bytes(self, num_tokens: int, num_keys: int, *, slice_tokens: int, last_tokens: int) -> int:
+        `num_nodes`: of the trees in it, as far as they stand in no state yet; other tokens continue a text.
+        """
+        return num_tokens * self._token_bytes + self._layer_bytes(num_tokens, num_keys, num_nodes)
+
+    def sliced_bytes(
+        self, num_tokens: int, num_keys: int, *, slice_tokens: int, last_tokens: int, num_nodes: int = 0
+    ) -> int:
         """Return what a pass of T tokens holds that every layer computes slice by slice.
 
-        `last_tokens`: of the last slice, whose mask waits while the others are computed.
+        `last_tokens`: of the last slice, whose mask waits while the others are computed, and which has all nodes.
         """
         slices = max(
-            self._layer_bytes(slice_tokens, num_keys) + self._mask_bytes(last_tokens, num_keys),
-            self._layer_bytes(last_tokens, num_keys),
+            self._layer_bytes(slice_tokens, num_keys, 0) + self._mask_bytes(last_tokens, num_keys),
+            self._layer_bytes(last_tokens, num_keys, num_nodes),
         )
         return num_tokens * self._token_bytes + slices
 
@@ -124,12 +132,12 @@ class Workspace:
         """Bytes of each token of a pass between two layers: hidden states, rotations, positions."""
         return (self.hidden_size + 2 * self.head_dim) * self.item_bytes + 16
 
-    def _layer_bytes(self, num_tokens: int, num_keys: int) -> int:
+    def _layer_bytes(self, num_tokens: int, num_keys: int, num_nodes: int) -> int:
         activations = num_tokens * (HIDDEN_COPIES * self.hidden_size + INNER_COPIES * self.inner_size)
         made = num_keys * self.expanded_width
         num_bytes = (activations + made) * self.item_bytes
         if self.delta is not None:
-            of_rule = self.delta.layer_bytes(num_tokens, self.item_bytes)
+            of_rule = self.delta.layer_bytes(num_tokens, self.item_bytes, num_nodes=num_nodes)
             num_bytes = max(num_bytes, of_rule + num_tokens * HIDDEN_COPIES * self.hidden_size * self.item_bytes)
         return num_bytes + self._mask_bytes(num_tokens, num_keys)
 

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from runtime.model.pass_shapes import MOST_DELTA_PAIRS
+from runtime.model.pass_shapes import DELTA_BLOCK_TOKENS, MOST_DELTA_PAIRS
 
-_BLOCK_TOKENS = 64
-"""Of a chain, solved together."""
 _EPSILON = 1e-6
 """Under the root of the norm of queries and keys, as transformers has it."""
 
@@ -103,8 +101,8 @@ def delta_chain(
     query, key = _normalised(query, key)
     repeats = num_heads // len(key)
     outputs, state = torch.empty_like(value), state.clone()
-    for start in range(0, num_tokens, _BLOCK_TOKENS):
-        rows = slice(start, min(start + _BLOCK_TOKENS, num_tokens))
+    for start in range(0, num_tokens, DELTA_BLOCK_TOKENS):
+        rows = slice(start, min(start + DELTA_BLOCK_TOKENS, num_tokens))
         q, k = (states[:, rows].repeat_interleave(repeats, 0) for states in (query, key))
         sums = log_decay[rows].to(torch.float64).cumsum(0)
         causal = torch.ones(len(sums), len(sums), dtype=torch.bool, device=sums.device).tril()

@@ -18,6 +18,8 @@ Logits are what a step holds most of: 64 rows of 152,000 tokens take 120 MB with
 
 MOST_DELTA_PAIRS = 2**22
 """Pairs of a tree's tokens, times heads, that the gated delta rule holds at once: 17 MB in float32."""
+DELTA_BLOCK_TOKENS = 64
+"""Of a text, which the gated delta rule computes together."""
 MOST_MARKS = 8
 """Earlier states of recurrent layers that texts can be cut back to, of all texts together."""
 

@@ -22,12 +22,17 @@ def test_a_recurrent_layer_holds_pairs_of_a_trees_tokens_and_what_its_rule_makes
     assert sizes.num_channels == 2 * 2 * 8 + 4 * 6 == 56
     assert sizes.state_bytes(2) == 3 * (4 * 4 * 8 * 6 + 3 * 56 * 2)
     assert sizes.row_bytes(2) == 3 * (56 * 2 + 8 * 4)
-    of_tokens, state = 5 * (5 * 56 * 2 + 4 * 7 * 4 * 8), 3 * 4 * 4 * 8 * 6
-    assert sizes.layer_bytes(5, 2) == of_tokens + 24 * 25 * 4 + state
-    wide = sizes.layer_bytes(4000, 2) - 4000 * (5 * 56 * 2 + 4 * 7 * 4 * 8) - state
+    state, of_token, of_node = 3 * 4 * 4 * 8 * 6, 5 * 56 * 2 + 4 * 4 * 8, 4 * 6 * 4 * 8
+    block = sizes.layer_bytes(5, 2, num_nodes=4)
+    assert block == 5 * of_token + 64 * of_node + 24 * 64 * 64 * 4 + state, "a text's block is wider than the tree"
+    assert sizes.layer_bytes(5, 2, num_nodes=99) == 5 * of_token + 100 * of_node + 24 * 100 * 100 * 4 + state
+    wide = sizes.layer_bytes(4000, 2, num_nodes=3999) - 4000 * (of_token + of_node) - state
     assert wide == 24 * 4000 * 4000 * 2, "the heads of one key head at a time"
     hybrid = replace(SMALL, delta=sizes)
-    assert hybrid.pass_bytes(5, 33) - 5 * (2 * (10 + 8) + 16) == sizes.layer_bytes(5, 2) + 2 * (5 * 3 * 10 + 5 * 48)
+    between, beside = 5 * (2 * (10 + 8) + 16), 2 * (5 * 3 * 10 + 5 * 48)
+    for num_nodes in (0, 99):
+        held = sizes.layer_bytes(5, 2, num_nodes=num_nodes)
+        assert hybrid.pass_bytes(5, 33, num_nodes=num_nodes) == between + held + beside
     assert SMALL.states_bytes(num_texts=3, num_nodes=9) == SMALL.state_bytes == 0
     rows = [num_rows * sizes.row_bytes(2) for num_rows in (9 + 3 * MAX_TREE_LEVELS + 6, 9 + 9 + 6)]
     states = 2 * 3 * sizes.state_bytes(2)
