@@ -120,6 +120,10 @@ class Drafter:
         self.model.restore(start, num_tokens, content, lane=lane)
         self._lanes[lane].num_committed = start + num_tokens
 
+    def count_restored(self, num_tokens: int, *, lane: int = 0) -> None:
+        """Note that a lane of the model holds so many tokens, which were run before."""
+        self._lanes[lane] = _Lane(num_tokens)
+
     def _run(
         self, inputs: Sequence[PassInput], num_wanted: Sequence[int], *, is_prefill: bool = False
     ) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ copied, and written meanwhile. A text after that is the text without: what is re
 """
 
 import logging
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -19,6 +20,7 @@ import transformers
 
 from profiles.errors import OverstoryError
 from runtime.engine.drafter import Drafter
+from runtime.engine.kept_states import STATE_TOKENS, StateForm
 from runtime.engine.prefix_block import BlockForm
 from runtime.engine.prefix_store import PrefixStore
 from runtime.engine.token_sequence import TokenSequence
@@ -40,6 +42,15 @@ Seconds = Callable[[int], float | None]
 """What computing so many last tokens of a prompt takes; None where nobody knows."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Forms:
+    """What is kept of a model."""
+
+    blocks: BlockForm
+    states: StateForm | None
+    """None where all layers attend."""
+
+
 @dataclass(slots=True, eq=False)
 class KeptModel:
     """A model, and the blocks that are kept of it."""
@@ -50,14 +61,27 @@ class KeptModel:
     restore: Callable[..., None]
     """`StreamedModel.restore`, or what does it for whoever follows the texts with the model."""
 
-    def form(self, num_tokens: int) -> BlockForm | None:
-        """Return what its blocks are like; None where nobody knows yet what it keeps of a token."""
+    count: Callable[..., None]
+    """Notes for whoever follows the texts with the model that a lane holds so many tokens."""
+
+    def forms(self, num_tokens: int) -> _Forms | None:
+        """Return what its files are like; None where nobody knows yet what it keeps of a token."""
         row_bytes = self.model.row_bytes
         if row_bytes is None:
             return None
         parts = [(f"layer {index}", num_tokens * size) for index, size in enumerate(row_bytes)]
         model = {**self.describe(), "transformers": transformers.__version__}
-        return BlockForm.of(model, num_tokens=num_tokens, parts=parts)
+        blocks = BlockForm.of(model, num_tokens=num_tokens, parts=parts)
+        return _Forms(blocks, StateForm.of(model, blocks, self.model.state_bytes))
+
+    def restore_states(self, num_tokens: int, lane: int, states: StateForm, content: npt.NDArray[np.uint8]) -> None:
+        """Let a lane, which holds the blocks before, hold so many tokens out of a file of states."""
+        whole = num_tokens // states.file.num_tokens * states.file.num_tokens
+        rows = torch.from_numpy(content)
+        if num_tokens > whole:
+            self.model.restore(whole, num_tokens - whole, rows, lane=lane)
+        self.model.restore_states(num_tokens, rows[states.rows_bytes :], lane=lane)
+        self.count(num_tokens, lane=lane)
 
     def fill(self, start: int, num_tokens: int, lane: int, content: npt.NDArray[np.uint8]) -> None:
         """Copy what the model holds of a lane's tokens."""
@@ -71,6 +95,12 @@ class _LaneText:
     names: list[str] = field(default_factory=list)
     num_offered: int = 0
     """Blocks, the first ones, that have gone to the store or were there."""
+    begun_ns: int = field(default_factory=time.time_ns)
+    num_prompt: int = 0
+    state_tokens: int = 0
+    """Of the last state that has gone there."""
+    is_prompt_kept: bool = False
+    """Whether the last state of the prompt has."""
 
 
 class KeptPrefixes:
@@ -94,15 +124,15 @@ class KeptPrefixes:
         """Of prompts, that the target did not have to compute."""
         self._drafter, self._prefill = drafter, prefill
         self._is_shared_only = is_shared_only
-        self._models = [KeptModel(target, describe_target, target.restore)]
+        self._models = [KeptModel(target, describe_target, target.restore, _ignore)]
         if drafter is not None:
-            self._models.append(KeptModel(drafter.model, describe_draft, drafter.restore))
+            self._models.append(KeptModel(drafter.model, describe_draft, drafter.restore, drafter.count_restored))
         self._begun: set[int] = set()
         self._texts: dict[tuple[int, int], _LaneText] = {}
         self._seen: set[str] = set()
         executor = ThreadPoolExecutor(1, thread_name_prefix="prefix-names")  # it reads samples of the weights
-        self._forms: Future[list[BlockForm | None]] = executor.submit(
-            lambda: [model.form(block_tokens) for model in self._models]
+        self._forms: Future[list[_Forms | None]] = executor.submit(
+            lambda: [model.forms(block_tokens) for model in self._models]
         )
         executor.shutdown(wait=False)
         self._recalled: dict[str, float | None] = {}
@@ -115,14 +145,14 @@ class KeptPrefixes:
         self.store.close()
         measured = (self._prefill.pass_seconds(_SPOKEN_TOKENS, None), self._prefill.reading_seconds(_SPOKEN_TOKENS))
         for side, seconds in enumerate(measured[: len(self._models)]):
-            if seconds and (form := self._form(side)) is not None:
-                self.store.remember(form, seconds / _SPOKEN_TOKENS)
+            if seconds and (forms := self._form(side)) is not None:
+                self.store.remember(forms.blocks, seconds / _SPOKEN_TOKENS)
 
     def begin(self, sequence: TokenSequence) -> None:
         """Note that a lane has another text."""
         self._begun.add(sequence.lane)
         for side in range(len(self._models)):
-            self._texts[sequence.lane, side] = _LaneText()
+            self._texts[sequence.lane, side] = _LaneText(num_prompt=len(sequence.text))
 
     def bring(self, sequence: TokenSequence, costs: RoundCosts | None) -> Generator[None, None, None]:
         """Read what the store holds of a text that has begun behind what its lane holds, block by block.
@@ -134,38 +164,112 @@ class KeptPrefixes:
         lane, text = sequence.lane, sequence.text
         self._begun.discard(lane)
         for side, model in enumerate(self._models):
-            form = self._form(side)
-            if form is None:
+            forms = self._form(side)
+            if forms is None:
                 continue
-            seconds = self._seconds(side, form, costs)
+            form, seconds = forms.blocks, self._seconds(side, forms.blocks, costs)
+            if forms.states is not None:
+                yield from self._bring_state(side, forms.states, form, sequence, seconds)
+                continue
             with closing(self._blocks(form, text, self._num_held(side, sequence), seconds)) as blocks:
                 for start, content in blocks:
                     model.restore(start, form.num_tokens, torch.from_numpy(content), lane=lane)
                     if side == 0:
-                        num_more = start + form.num_tokens - sequence.num_committed
-                        self.num_brought_tokens += num_more
-                        sequence.num_cached += num_more
-                        sequence.num_committed += num_more
+                        self._count_brought(sequence, start + form.num_tokens)
                     yield
+
+    def _count_brought(self, sequence: TokenSequence, num_tokens: int) -> None:
+        """Note that the target holds so many tokens of a text."""
+        num_more = num_tokens - sequence.num_committed
+        self.num_brought_tokens += num_more
+        sequence.num_cached += num_more
+        sequence.num_committed += num_more
+
+    def _bring_state(
+        self, side: int, states: StateForm, form: BlockForm, sequence: TokenSequence, seconds: Seconds
+    ) -> Generator[None, None, None]:
+        """Read the last state of a text that is sound, and the blocks before it, which count only with it."""
+        model, lane, text = self._models[side], sequence.lane, sequence.text
+        names = form.names(text[:-1])
+        num_held = self._num_held(side, sequence)
+        for num_tokens, name in self._states_of(states, form, text, names, num_held, seconds):
+            with closing(self.store.read(states.file, [name])) as files:
+                content = next(files, None)
+            if content is None:
+                continue
+            first, last = num_held // form.num_tokens, num_tokens // form.num_tokens
+            number = first
+            try:
+                with closing(self.store.read(form, names[first:last])) as blocks:
+                    for number, block in enumerate(blocks, first + 1):
+                        start = (number - 1) * form.num_tokens
+                        model.model.restore(start, form.num_tokens, torch.from_numpy(block), lane=lane)
+                        yield
+                if number == last:
+                    model.restore_states(num_tokens, lane, states, content)
+                    if side == 0:
+                        self._count_brought(sequence, num_tokens)
+                    return
+            finally:  # where blocks are missing, or somebody has stopped: as it was
+                model.model.cache.truncate(self._num_held(side, sequence), lane=lane)
+
+    def _states_of(
+        self,
+        states: StateForm,
+        form: BlockForm,
+        text: Sequence[int],
+        names: Sequence[str],
+        num_held: int,
+        seconds: Seconds,
+    ) -> list[tuple[int, str]]:
+        """Return the states that are there and pay, the longest first: how many tokens each holds, and its name."""
+        there = self.store.names(states.file)
+        if not there:
+            return []
+        _, last = self._wanted(form, names, num_held)
+        end = min(len(text), (last + 1) * form.num_tokens) - 1
+        found = [each for each in states.names(text[:end], names, first=num_held + 1) if each[1] in there]
+        return [each for each in reversed(found) if self._state_pays(states, form, text, num_held, each[0], seconds)]
+
+    def _state_pays(
+        self, states: StateForm, form: BlockForm, text: Sequence[int], num_held: int, num_tokens: int, seconds: Seconds
+    ) -> bool:
+        computing, rest = seconds(len(text) - num_held), seconds(len(text) - num_tokens)
+        rate = self.store.bytes_per_second
+        if computing is None or rest is None or rate is None:
+            return True
+        return self._state_bytes(states, form, num_held, num_tokens) / rate < computing - rest
+
+    def _state_bytes(self, states: StateForm, form: BlockForm, num_held: int, num_tokens: int) -> int:
+        num_blocks = num_tokens // form.num_tokens - num_held // form.num_tokens
+        return states.file.file_bytes + num_blocks * form.file_bytes
 
     def outlook(self, prompt: Sequence[int], num_held: int, costs: RoundCosts | None) -> tuple[int, float]:
         """Return how much of a prompt the target will hold before its first pass, and the seconds of reading it."""
-        form = self._form(0)
-        if form is None:
+        forms = self._form(0)
+        if forms is None:
             return num_held, 0.0
-        first, last = self._wanted(form, form.names(prompt[:-1]), num_held)
-        if not self._pays(form, len(prompt), num_held, last, self._seconds(0, form, costs)):
+        form, states, rate = forms.blocks, forms.states, self.store.bytes_per_second
+        names, seconds = form.names(prompt[:-1]), self._seconds(0, forms.blocks, costs)
+        if states is not None:
+            found = self._states_of(states, form, prompt, names, num_held, seconds)
+            if not found:
+                return num_held, 0.0
+            num_tokens = found[0][0]
+            return num_tokens, self._state_bytes(states, form, num_held, num_tokens) / rate if rate else 0.0
+        first, last = self._wanted(form, names, num_held)
+        if not self._pays(form, len(prompt), num_held, last, seconds):
             return num_held, 0.0
-        rate = self.store.bytes_per_second
         return max(num_held, last * form.num_tokens), (last - first) * form.file_bytes / rate if rate else 0.0
 
     def keep(self, sequence: TokenSequence) -> None:
         """Give the store the blocks that a lane holds now, as many as it takes; between two passes."""
         for side, model in enumerate(self._models):
             text = self._texts.get((sequence.lane, side))
-            form = None if text is None else self._form(side)
-            if text is None or form is None:
+            forms = None if text is None else self._form(side)
+            if text is None or forms is None:
                 continue
+            form = forms.blocks
             num_tokens, num_held = form.num_tokens, self._num_held(side, sequence)
             if text.num_offered < num_held // num_tokens:
                 text.names = form.names(sequence.text[:num_held], known=text.names[: num_held // num_tokens])
@@ -174,11 +278,28 @@ class KeptPrefixes:
                 fill = partial(model.fill, start, num_tokens, sequence.lane)
                 if self._is_shared_only and name not in self._seen:
                     self._seen.add(name)
-                elif not self.store.offer(form, name, fill):
+                elif not self.store.offer(form, name, fill, used_ns=text.begun_ns - 1000 * text.num_offered):
                     break
                 text.num_offered += 1
+            if forms.states is not None and not self._is_shared_only:
+                self._keep_state(model, forms.states, text, sequence, num_held)
 
-    def _form(self, side: int) -> BlockForm | None:
+    def _keep_state(
+        self, model: KeptModel, states: StateForm, text: _LaneText, sequence: TokenSequence, num_held: int
+    ) -> None:
+        """Give the store a lane's last mark, if a prompt ends there or the one before is far."""
+        cache, lane = model.model.cache, sequence.lane
+        num_tokens, is_read = cache.last_mark(lane=lane), num_held >= text.num_prompt - 1
+        is_wanted = num_tokens - text.state_tokens >= STATE_TOKENS or (is_read and not text.is_prompt_kept)
+        num_blocks = num_tokens // states.file.num_tokens
+        if not is_wanted or num_tokens <= text.state_tokens or num_blocks > text.num_offered:
+            return
+        *_, (_, name) = states.names(sequence.text[:num_tokens], text.names, first=num_tokens)
+        if self.store.offer(states.file, name, partial(states.fill, cache, num_tokens, lane), used_ns=text.begun_ns):
+            text.state_tokens = num_tokens
+            text.is_prompt_kept = text.is_prompt_kept or is_read
+
+    def _form(self, side: int) -> _Forms | None:
         try:
             return self._forms.result()[side]
         except (OverstoryError, OSError) as error:  # of files that have changed since they were loaded
@@ -230,3 +351,7 @@ class KeptPrefixes:
             return True
         num_blocks = last - num_held // form.num_tokens
         return num_blocks * form.file_bytes / rate < computing - rest
+
+
+def _ignore(_: int, *, lane: int) -> None:
+    """Note nothing: of the target's texts the engine knows itself what is held."""

@@ -26,7 +26,6 @@ from runtime.config import (
     PREFILL_CHUNK_TOKENS,
     DraftFormat,
     EngineConfig,
-    parse_prefix_cache,
 )
 from runtime.engine.draft_choice import FoundDraft, take_draft
 from runtime.engine.model_folders import model_name
@@ -305,21 +304,6 @@ class LoadPlan:
             stage_bytes=stages.num_bytes,
         )
         return replace(self, placement=placement)
-
-    @property
-    def keeps_no_prefixes(self) -> bool:
-        """Whether a model has layers whose states the prefix cache cannot hold."""
-        return self.target.is_hybrid or (not self.config.is_plain and self.draft_files.is_hybrid)
-
-    @property
-    def prefix_note(self) -> str | None:
-        """What to know where the prefix cache is wanted and cannot hold what layers keep."""
-        if not self.keeps_no_prefixes or parse_prefix_cache(self.config.prefix_cache) == 0:
-            return None
-        return (
-            "layers keep states instead of keys and values, which the prefix cache cannot hold yet: each start reads "
-            "its prompts anew"
-        )
 
     @property
     def is_host(self) -> bool:

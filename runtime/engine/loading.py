@@ -199,7 +199,7 @@ def load_session(
     on_draft = [NO_DRAFT] if is_undrafted else [] if plan.draft_note is None else [plan.draft_note]
     if cache is not None and cache.damaged:
         on_draft.append(f"the draft's NF4 copy in {cache.model_folder} was damaged and has been made again")
-    on_type = tuple(note for note in (plan.dtype_note, plan.packing_note, plan.prefix_note) if note is not None)
+    on_type = tuple(note for note in (plan.dtype_note, plan.packing_note) if note is not None)
     planned = start.notes(plan, is_planned=engine.planner.choice is not None)
     notes = (*on_type, *on_draft, *_cache_notes(plan), *planned)
     if not is_early:
@@ -473,7 +473,7 @@ def _open_prefixes(
     A block is named by all that its bytes depend on; another draft's could only cost acceptance.
     """
     max_bytes = parse_prefix_cache(plan.config.prefix_cache)
-    if state_folder is None or max_bytes == 0 or plan.keeps_no_prefixes:
+    if state_folder is None or max_bytes == 0:
         return None
     store = PrefixStore(state_folder / "prefixes", max_bytes=max_bytes)
     travelling = sorted(plan.residency.travelling) if plan.config.kv_format != "exact" else []

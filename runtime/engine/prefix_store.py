@@ -60,6 +60,7 @@ class _Waiting:
     form: BlockForm
     name: str
     content: npt.NDArray[np.uint8]
+    used_ns: int | None
 
 
 class PrefixStore:
@@ -103,6 +104,14 @@ class PrefixStore:
         missing = (number for number, name in enumerate(names) if not self._has(form, name))
         return next(missing, len(names))
 
+    def names(self, form: BlockForm) -> frozenset[str]:
+        """Return the names of all blocks of a form that are there."""
+        try:
+            found = os.listdir(self.folder / form.identity)  # noqa: PTH208  names alone are wanted
+        except OSError:
+            return frozenset()
+        return frozenset(name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX))
+
     def read(self, form: BlockForm, names: Sequence[str]) -> Generator[npt.NDArray[np.uint8], None, None]:
         """Yield what these blocks hold, in their order, up to the first that is not there or not sound."""
         begun, num_bytes = time.perf_counter(), 0
@@ -125,12 +134,18 @@ class PrefixStore:
                     each.cancel()
                 self._touch(form, names)
 
-    def offer(self, form: BlockForm, name: str, fill: Callable[[npt.NDArray[np.uint8]], None]) -> bool:
+    def offer(
+        self, form: BlockForm, name: str, fill: Callable[[npt.NDArray[np.uint8]], None], *, used_ns: int | None = None
+    ) -> bool:
         """Keep a block if it is not there yet: `fill` copies what it holds, and a thread writes it.
 
+        `used_ns`: the time that says when it goes, now if None: of a text's blocks the last ones have the earliest.
         Return False where it has to be offered again, because too much is waiting to be written.
         """
-        if self.notice is not None or name in self._coming or self._has(form, name):
+        if self.notice is not None or name in self._coming:
+            return True
+        if self._has(form, name):
+            self._set_used(form, name, used_ns)
             return True
         most = self._most_waiting_bytes
         if most is None:
@@ -148,7 +163,7 @@ class PrefixStore:
         fill(content)
         with self._changed:
             self._coming.add(name)
-            self._queue.append(_Waiting(form, name, content))
+            self._queue.append(_Waiting(form, name, content, used_ns))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_all, name="prefix-writer", daemon=True)
                 self._writer.start()
@@ -210,8 +225,12 @@ class PrefixStore:
         """Note that these blocks were used, the last ones the longest ago."""
         now = time.time_ns()
         for age, name in enumerate(names):
-            with suppress(OSError):
-                os.utime(self._file(form, name), ns=(now - age * 1000, now - age * 1000))
+            self._set_used(form, name, now - age * 1000)
+
+    def _set_used(self, form: BlockForm, name: str, used_ns: int | None) -> None:
+        used_ns = time.time_ns() if used_ns is None else used_ns
+        with suppress(OSError):
+            os.utime(self._file(form, name), ns=(used_ns, used_ns))
 
     def _write_all(self) -> None:
         while True:
@@ -244,6 +263,7 @@ class PrefixStore:
         except FileNotFoundError:  # another process has just removed the folder, which was empty
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             waiting.form.write(folder, waiting.name, waiting.content)
+        self._set_used(waiting.form, waiting.name, waiting.used_ns)
         self._total_bytes += waiting.form.file_bytes
         self._num_writes += 1
 

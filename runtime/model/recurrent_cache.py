@@ -6,6 +6,7 @@ folds what has become certain text into the state. Further back only copies of e
 memory. What a lane holds is a value that nothing changes: a pass makes another one, which counts once it has succeeded.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +40,10 @@ class RecurrentShape:
         """Hk: heads of queries and keys."""
         num_heads, key_width, value_width = self.state
         return (self.num_channels - num_heads * value_width) // (2 * key_width)
+
+    def state_bytes(self, item_bytes: int) -> int:
+        """Return the bytes of a text's state and of the tail beside it, whose numbers have so many each."""
+        return 4 * math.prod(self.state) + (self.window - 1) * self.num_channels * item_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +185,20 @@ class RecurrentLayer:
     def last_mark(self, lane: int, most: int | None = None) -> int:
         """Return how many tokens the last mark of a lane holds, of those that hold at most so many."""
         return max((base for base in self._marks[lane] if most is None or base <= most), default=0)
+
+    def mark(self, lane: int, num_tokens: int) -> RecurrentTensors:
+        """Return what a mark of a lane holds, in host memory."""
+        tensors = self._marks[lane][num_tokens].tensors
+        assert tensors is not None, "a mark has been computed"
+        return tensors
+
+    def put(self, num_tokens: int, lane: int, mark: RecurrentTensors, device: torch.device) -> None:
+        """Let a lane hold so many tokens in a state from host memory, which is also a mark, and none behind it."""
+        self.lanes[lane] = LaneState(num_tokens, mark.to(device))
+        self._marks[lane] = self._marks_until(num_tokens, lane)
+        if self.most_marks:
+            self._marks[lane][num_tokens] = LaneState(num_tokens, mark)
+            self._thin_out(lane)
 
     def truncate(self, num_tokens: int, lane: int) -> None:
         """Cut a lane to so many tokens, which are `reachable`."""

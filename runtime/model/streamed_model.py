@@ -249,6 +249,16 @@ class StreamedModel:
         self.cache.put_rows(start, num_tokens, content, lane=lane)
 
     @property
+    def state_bytes(self) -> tuple[int, ...]:
+        """Bytes of a text's state in each layer that keeps one."""
+        return self.cache.state_bytes(self._compute.dtype)
+
+    def restore_states(self, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
+        """Let a lane, whose rows are restored, hold so many tokens; see `TreeCache.put_states`."""
+        like = torch.empty(0, dtype=self._compute.dtype, device=self._compute.device)
+        self.cache.put_states(num_tokens, content, like, lane=lane)
+
+    @property
     def vocab_size(self) -> int:
         """V: rows of the embedding, padding included."""
         return int(self.parts.config.vocab_size)

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from offload.travelling_rows import TravellingRows
 from runtime.model.int8_rows import Int8Rows
-from runtime.model.recurrent_cache import PiecePaths, RecurrentLayer, RecurrentShape
+from runtime.model.recurrent_cache import PiecePaths, RecurrentLayer, RecurrentShape, RecurrentTensors
 from runtime.model.upload import upload
 
 _ALIGNMENT_ELEMENTS = 128
@@ -329,16 +329,57 @@ class TreeCache(Cache):  # type: ignore[misc]
             recurrent.copy(num_tokens, source=source, lane=lane)
 
     def row_bytes(self, dtype: torch.dtype) -> tuple[int, ...] | None:
-        """Return what each layer keeps of a token, in bytes, if its numbers are of this type.
+        """Return what each layer keeps of a token, in bytes, if its numbers are of this type: nothing, if a state.
 
-        None if nobody knows, or if layers keep something else than tokens.
+        None if nobody knows.
         """
-        shapes = [shape for shape in self._shapes or () if isinstance(shape, CacheShape)]
-        if len(shapes) < len(self.layers):
+        if self._shapes is None:
             return None
         rows = [None if self._travelling is None else self._travelling.of_layer(i) for i in range(len(self.layers))]
-        sizes = zip(rows, shapes, strict=True)
-        return tuple(shape.width * dtype.itemsize if own is None else own.shape[1] for own, shape in sizes)
+        widths = [shape.width if isinstance(shape, CacheShape) else 0 for shape in self._shapes]
+        sizes = zip(rows, widths, strict=True)
+        return tuple(width * dtype.itemsize if own is None else own.shape[1] for own, width in sizes)
+
+    def state_bytes(self, dtype: torch.dtype) -> tuple[int, ...]:
+        """Return the bytes that each layer with a state keeps of a text in it, if its numbers are of this type."""
+        shapes = [shape for shape in self._shapes or () if isinstance(shape, RecurrentShape)]
+        return tuple(shape.state_bytes(dtype.itemsize) for shape in shapes)
+
+    def last_mark(self, *, lane: int = 0) -> int:
+        """Return how many tokens the last state that is kept of a lane holds; 0 where there is none."""
+        return self.recurrent[0].last_mark(lane) if self.recurrent else 0
+
+    @torch.inference_mode()
+    def take_states(self, num_tokens: int, into: torch.Tensor, *, lane: int = 0) -> None:
+        """Copy the states of a lane's mark to host memory, uint8 1-D, a layer behind the other."""
+        begin = 0
+        for layer in self.recurrent:
+            mark = layer.mark(lane, num_tokens)
+            for part in (mark.state, mark.tail):
+                content = part.reshape(-1).view(torch.uint8)
+                into[begin : begin + content.numel()].copy_(content)
+                begin += content.numel()
+
+    @torch.inference_mode()
+    def put_states(self, num_tokens: int, content: torch.Tensor, like: torch.Tensor, *, lane: int = 0) -> None:
+        """Let a lane hold so many tokens, whose rows are there: their states as `take_states` gave them.
+
+        `like`: of the type and on the device that passes compute with.
+        """
+        shapes = [shape for shape in self._shapes or () if isinstance(shape, RecurrentShape)]
+        begin = 0
+
+        def take(size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+            nonlocal begin
+            first, begin = begin, begin + math.prod(size) * dtype.itemsize
+            return content[first:begin].clone().view(dtype).view(*size)
+
+        for layer, shape in zip(self.recurrent, shapes, strict=True):
+            state, tail = take(shape.state, torch.float32), take((shape.window - 1, shape.num_channels), like.dtype)
+            rows, gates = torch.empty(0, shape.num_channels, dtype=like.dtype), torch.empty(0, shape.state[0])
+            layer.put(num_tokens, lane, RecurrentTensors(state, tail, rows, gates, gates), like.device)
+        for each in self._attending:
+            each.counts[lane] = num_tokens
 
     @torch.inference_mode()
     def take_rows(self, start: int, num_tokens: int, into: torch.Tensor, *, lane: int = 0) -> None:
@@ -351,8 +392,11 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     @torch.inference_mode()
     def put_rows(self, start: int, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
-        """Let a lane hold these tokens behind its first `start`, as `take_rows` gave them, and none behind them."""
-        assert start <= self.num_cached_in(lane), "the lane holds what comes before"
+        """Let a lane hold these tokens behind its first `start`, as `take_rows` gave them, and none behind them.
+
+        Where layers keep states they count once `put_states` has brought these, or never: `truncate` forgets them.
+        """
+        assert all(start <= layer.counts[lane] for layer in self._attending), "the lane holds what comes before"
         begin = 0
         for rows in self._rows_of(start, num_tokens, lane=lane):
             rows.copy_(content[begin : begin + rows.numel()].view(rows.shape))
@@ -368,7 +412,9 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def _rows_of(self, start: int, num_tokens: int, *, lane: int) -> Iterator[torch.Tensor]:
         """Yield every layer's rows of these tokens, uint8 (tokens, bytes), in its own memory."""
-        for index in range(len(self.layers)):
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, RecurrentLayer):
+                continue
             travelling = None if self._travelling is None else self._travelling.of_layer(index)
             if travelling is not None:
                 yield travelling[start : start + num_tokens]

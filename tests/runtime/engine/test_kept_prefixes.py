@@ -105,6 +105,18 @@ def test_what_was_read_from_disk_is_told_as_cached(folders: dict[str, Path], tmp
         assert statistics.cached_tokens == (statistics.prompt_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS > 0
 
 
+def test_of_a_text_that_was_never_read_again_the_end_goes_first(folders: dict[str, Path], tmp_path: Path) -> None:
+    with kept(folders["target"], tmp_path) as opened:
+        found, _ = answer(opened, request(TEXT, max_new_tokens=20))
+        answer(opened, request(TEXT + found.text + " and the cat", max_new_tokens=4))
+    blocks = sorted(tmp_path.rglob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime_ns)
+    assert len(blocks) > 4
+    for block in blocks[:-3]:
+        block.unlink()
+    with kept(folders["target"], tmp_path) as opened:
+        assert answer(opened, request(TEXT, max_new_tokens=2))[0].statistics.cached_tokens == 3 * BLOCK_TOKENS
+
+
 def test_sliding_windows_keep_every_token(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

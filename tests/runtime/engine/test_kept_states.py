@@ -1,0 +1,156 @@
+"""A hybrid's text after a restart goes on from the last state that was kept, and is the text without."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.engine import kept_prefixes, loading
+from runtime.engine.kept_prefixes import KeptPrefixes
+from runtime.engine.kept_states import StateForm
+from runtime.engine.loading import OpenSession
+from runtime.engine.prefix_block import SUFFIX, BlockForm
+from tests.support.hybrids import save_hybrid
+from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+
+BLOCK_TOKENS = 8
+TEXT = "the cat and the dog and a bird in the garden of the house"
+GREEDY = {"max_new_tokens": 20}
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "KeptPrefixes", partial(KeptPrefixes, block_tokens=BLOCK_TOKENS))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "hybrid": save_hybrid(root / "hybrid"),
+        "other": save_hybrid(root / "other", seed=9),
+        "dense": save_tiny_folder(root / "dense", "qwen2", seed=9),
+    }
+
+
+@contextmanager
+def kept(folder: Path, state_folder: Path, **settings: Any) -> Iterator[OpenSession]:
+    with open_tiny(folder, state_folder=state_folder, prefix_cache="auto", **settings) as opened:
+        yield opened
+        prefixes = opened.session.engine.prefixes
+        assert prefixes is not None and prefixes.store.flush()
+
+
+def state_files(state_folder: Path) -> list[Path]:
+    """The files of states, which are the largest: they have room for a block beside the states."""
+    files = sorted(state_folder.rglob(f"*{SUFFIX}"), key=lambda file: file.stat().st_size)
+    return [file for file in files if file.stat().st_size == files[-1].stat().st_size]
+
+
+def turns(opened: OpenSession, **params: object) -> tuple[list[list[int]], list[int]]:
+    """Two turns of a conversation: their tokens, and how many were not computed anew."""
+    first, text = answer(opened, request(TEXT, **params))
+    second, more = answer(opened, request(TEXT + first.text + " and the cat", **params))
+    return [text, more], [first.statistics.cached_tokens, second.statistics.cached_tokens]
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "resident": {},
+    "streamed": {"num_residents": 1},
+    "dense draft": {"draft": "dense", "tree": "12x5"},
+    "hybrid draft": {"draft": "other", "tree": "8x4"},
+    "substitute": {"draft": "substitute", "tree": "8x4", "link": "10GB/s"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_text_after_a_restart_is_the_text_without(way: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = dict(WAYS[way])
+    settings["draft"] = folders.get(settings.get("draft", ""), settings.get("draft", "none"))
+    for params in (GREEDY, {**GREEDY, "temperature": 0.8, "seed": 5}):
+        with open_tiny(folders["hybrid"], **settings) as opened:
+            expected, _ = turns(opened, **params)
+        for _ in range(2):
+            with kept(folders["hybrid"], tmp_path, **settings) as opened:
+                found, cached = turns(opened, **params)
+                assert not opened.notes or not any("prefix" in note for note in opened.notes)
+            assert found == expected
+    assert cached[0] > 0 and cached[1] > 0
+
+
+def test_a_prompt_goes_on_where_it_ended(folders: dict[str, Path], tmp_path: Path) -> None:
+    with kept(folders["hybrid"], tmp_path) as opened:
+        first, _ = answer(opened, request(TEXT, **GREEDY))
+        assert first.statistics.cached_tokens == 0
+    with kept(folders["hybrid"], tmp_path) as opened:
+        statistics = answer(opened, request(TEXT, **GREEDY))[0].statistics
+        assert statistics.cached_tokens == statistics.prompt_tokens - 1
+    with kept(folders["hybrid"], tmp_path) as opened:
+        again = answer(opened, request(TEXT + first.text + " and the cat", **GREEDY))[0].statistics
+        assert again.cached_tokens == statistics.prompt_tokens - 1
+
+
+def test_a_damaged_state_is_a_miss_and_so_is_a_missing_block(folders: dict[str, Path], tmp_path: Path) -> None:
+    with kept(folders["hybrid"], tmp_path) as opened:
+        expected, _ = turns(opened, **GREEDY)
+    *others, last = state_files(tmp_path)
+    assert len(others) == 1, "one behind each prompt"
+    for file in (last, *others):
+        content = bytearray(file.read_bytes())
+        content[-40] ^= 1
+        file.write_bytes(content)
+        with kept(folders["hybrid"], tmp_path) as opened:
+            assert turns(opened, **GREEDY)[0] == expected
+    blocks = [file for file in tmp_path.rglob(f"*{SUFFIX}") if file not in state_files(tmp_path)]
+    blocks[0].unlink()
+    with kept(folders["hybrid"], tmp_path) as opened:
+        assert turns(opened, **GREEDY)[0] == expected
+
+
+def test_another_model_finds_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    with kept(folders["hybrid"], tmp_path) as opened:
+        turns(opened, **GREEDY)
+    with kept(folders["other"], tmp_path) as opened:
+        assert answer(opened, request(TEXT, **GREEDY))[0].statistics.cached_tokens == 0
+
+
+def test_long_texts_keep_states_on_their_way(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_prefixes, "STATE_TOKENS", 16)
+    monkeypatch.setattr("runtime.model.recurrent_cache._MARK_TOKENS", 8)
+    with kept(folders["hybrid"], tmp_path) as opened:
+        answer(opened, request(TEXT, max_new_tokens=48))
+    assert len(state_files(tmp_path)) >= 3
+
+
+def test_a_state_has_a_name_for_every_length_which_stands_for_all_tokens_before() -> None:
+    blocks = BlockForm.of({"model": 1}, num_tokens=4, parts=[("layer 0", 40)])
+    states = StateForm.of({"model": 1}, blocks, (100, 60))
+    assert states is not None and states.rows_bytes == 40 and states.file.num_bytes == 200
+    assert StateForm.of({"model": 1}, blocks, ()) is None
+    text = list(range(11))
+    found = dict(states.names(text, blocks.names(text)))
+    assert list(found) == list(range(1, 12)) and len(set(found.values())) == 11
+    assert list(states.names(text, blocks.names(text), first=7)) == list(found.items())[6:]
+    other = [*text[:2], 99, *text[3:]]
+    changed = dict(states.names(other, blocks.names(other)))
+    assert [number for number in found if found[number] == changed[number]] == [1, 2]
+
+
+def test_what_is_put_is_what_was_taken(folders: dict[str, Path]) -> None:
+    with open_tiny(folders["hybrid"]) as opened:
+        answer(opened, request(TEXT, max_new_tokens=4))
+        model = opened.session.engine.target
+        num_tokens = model.cache.last_mark()
+        content = torch.zeros(sum(model.state_bytes), dtype=torch.uint8)
+        model.cache.take_states(num_tokens, content)
+        model.restore_states(num_tokens, content)
+        assert model.cache.num_cached == num_tokens
+        again = torch.zeros_like(content)
+        model.cache.take_states(num_tokens, again)
+        assert torch.equal(content, again) and content.any()
