@@ -29,7 +29,7 @@ _WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "cohere2", "muse_glimmer_te
 
 
 _PAIR_BYTES = 16
-"""Of each pair of a tree's tokens in a head: the difference of their decays in float64, and three float32 products."""
+"""Of each pair of a tree's tokens in a head: four float32 numbers; their decays in float64 and float32 come before."""
 _GATED_COPIES, _WRITTEN_COPIES = 5, 6
 """Of what a token gives the convolution, and of a node's values in float32, that the rule holds at once."""
 

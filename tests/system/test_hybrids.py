@@ -264,13 +264,6 @@ def test_heads_that_predict_several_tokens_are_passed_over(folder: Path, tmp_pat
         assert answer(opened, request())[1] == answer(plain, request())[1]
 
 
-def test_no_prefix_is_kept_on_disk_and_a_note_says_so(folder: Path, tmp_path: Path) -> None:
-    for wanted, is_said in (("auto", True), ("off", False)):
-        with open_tiny(folder, prefix_cache=wanted, state_folder=tmp_path) as opened:
-            assert opened.session.engine.prefixes is None
-            assert any("the prefix cache cannot hold" in note for note in opened.notes) == is_said
-
-
 @pytest.mark.parametrize("draft_format", ["int8", "nf4"])
 def test_a_hybrid_drafts_in_a_smaller_format(draft_format: str, folder: Path) -> None:
     with (
