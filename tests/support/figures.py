@@ -258,8 +258,8 @@ PLANNED = (
     ("llama-3.3-70b", "Llama 3.3 70B", "auto", "bf16"),
     ("llama-3.3-70b", "", "int8", "int8"),
     ("llama-3.3-70b", "", "nf4", "NF4"),
-    ("qwen2.5-32b", "Qwen2.5 32B", "auto", "bf16"),
-    ("qwen2.5-32b", "", "nf4", "NF4"),
+    ("qwen3.5-27b", "Qwen3.5 27B", "auto", "bf16"),
+    ("qwen3.5-27b", "", "nf4", "NF4"),
 )
 
 
