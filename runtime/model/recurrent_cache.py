@@ -22,6 +22,8 @@ _MARK_TOKENS = 512
 """At most between two marks of a text, while there are few."""
 BORDER_TOKENS = 16
 """Of a prompt that is read at once, behind which a mark is worth its copy: what follows may be asked for anew."""
+_KEPT_BORDERS = 2
+"""The last so many marks at ends of prompts stay, whatever lies around them: most of what is asked again is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class PiecePaths:
     """(lane, tokens): whose beginning this lane begins with in this piece, if it is not its own."""
     is_marked: bool = False
     """Whether the state behind it is kept as a mark."""
+    is_border: bool = False
+    """Whether a prompt ends with it."""
     _windows: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
 
     def windows(self, width: int) -> torch.Tensor:
@@ -120,6 +124,15 @@ class LaneState:
         return LaneState(self.base, self.tensors.pick(index))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mark:
+    """An earlier state of a text, in host memory, with nothing behind it."""
+
+    held: LaneState
+    is_border: bool
+    """Whether a prompt ended there."""
+
+
 class RecurrentLayer:
     """The texts of one recurrent layer; transformers' cache has it among its layers."""
 
@@ -130,9 +143,9 @@ class RecurrentLayer:
         self.pieces: tuple[PiecePaths, ...] = ()
         """What the next computation is of."""
         self.most_marks = MOST_MARKS // num_lanes
-        self._marks: list[dict[int, LaneState]] = [{} for _ in self.lanes]
+        self._marks: list[dict[int, _Mark]] = [{} for _ in self.lanes]
         self._pending: dict[int, LaneState] = {}
-        self._pending_marks: list[tuple[int, LaneState]] = []
+        self._pending_marks: list[tuple[int, _Mark]] = []
         self._taken: dict[int, tuple[int, int]] = {}
 
     def get_seq_length(self) -> int:
@@ -152,7 +165,7 @@ class RecurrentLayer:
         if piece.is_marked and self.most_marks:
             assert made.tensors is not None
             mark = made.tensors.pick(slice(0, 0)).to(torch.device("cpu"))
-            self._pending_marks.append((piece.lane, LaneState(made.base, mark)))
+            self._pending_marks.append((piece.lane, _Mark(LaneState(made.base, mark), piece.is_border)))
 
     def settle(self) -> None:
         """Let what the pass has made be what the lanes hold."""
@@ -161,7 +174,7 @@ class RecurrentLayer:
         for lane, made in self._pending.items():
             self.lanes[lane] = made
         for lane, mark in self._pending_marks:
-            self._marks[lane][mark.base] = mark
+            self._marks[lane][mark.held.base] = mark
             self._thin_out(lane)
         self.drop()
 
@@ -186,9 +199,15 @@ class RecurrentLayer:
         """Return how many tokens the last mark of a lane holds, of those that hold at most so many."""
         return max((base for base in self._marks[lane] if most is None or base <= most), default=0)
 
+    def keeps_more_than_borders(self, lane: int, most: int | None = None) -> bool:
+        """Return whether a mark elsewhere than at a prompt's end would stay, behind the lane's first `most` tokens."""
+        return self.most_marks > 1 or not any(
+            mark.is_border for base, mark in self._marks[lane].items() if most is None or base <= most
+        )
+
     def mark(self, lane: int, num_tokens: int) -> RecurrentTensors:
         """Return what a mark of a lane holds, in host memory."""
-        tensors = self._marks[lane][num_tokens].tensors
+        tensors = self._marks[lane][num_tokens].held.tensors
         assert tensors is not None, "a mark has been computed"
         return tensors
 
@@ -197,7 +216,7 @@ class RecurrentLayer:
         self.lanes[lane] = LaneState(num_tokens, mark.to(device))
         self._marks[lane] = self._marks_until(num_tokens, lane)
         if self.most_marks:
-            self._marks[lane][num_tokens] = LaneState(num_tokens, mark)
+            self._marks[lane][num_tokens] = _Mark(LaneState(num_tokens, mark), is_border=True)
             self._thin_out(lane)
 
     def truncate(self, num_tokens: int, lane: int) -> None:
@@ -232,21 +251,29 @@ class RecurrentLayer:
             return held.keep(range(held.base, num_tokens))
         if num_tokens == 0:
             return LaneState()
-        mark = self._marks[lane][num_tokens]
+        mark = self._marks[lane][num_tokens].held
         if held.tensors is None or mark.tensors is None:
             return mark
         return replace(mark, tensors=mark.tensors.to(held.tensors.rows.device))
 
-    def _marks_until(self, num_tokens: int, lane: int) -> dict[int, LaneState]:
+    def _marks_until(self, num_tokens: int, lane: int) -> dict[int, _Mark]:
         """Return the marks of a lane that hold no more tokens than so many."""
         return {base: mark for base, mark in self._marks[lane].items() if base <= num_tokens}
 
     def _thin_out(self, lane: int) -> None:
-        """Drop the mark whose neighbours are closest together, as long as there are too many; the last one stays."""
+        """Drop the mark whose neighbours are closest together, as long as there are too many.
+
+        The last one stays, and the last ends of prompts; where only one can, the end of a prompt.
+        """
         marks = self._marks[lane]
         while len(marks) > self.most_marks:
             bases = sorted(marks)
-            gaps = {base: after - before for before, base, after in zip([0, *bases], bases, bases[1:], strict=False)}
+            borders = [base for base in bases if marks[base].is_border]
+            kept = borders[-max(1, min(_KEPT_BORDERS, self.most_marks - 1)) :]
+            if len(kept) < self.most_marks:
+                kept.append(bases[-1])
+            around = zip([0, *bases[:-1]], bases, [*bases[1:], bases[-1]], strict=True)
+            gaps = {base: after - before for before, base, after in around if base not in kept}
             del marks[min(gaps, key=gaps.__getitem__)]
 
 
@@ -260,6 +287,8 @@ class LanePlanner:
     last_mark: int
     num_text: int
     """Of all keys, the first ones, which are text."""
+    marks_between: bool = True
+    """Whether states are marked elsewhere than at a prompt's end."""
     source: tuple[int, int] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -276,8 +305,8 @@ class LanePlanner:
         ancestors = self._ancestors(folded_to, num_keys, tokens.stop - tokens.start, seen)
         (on_device,) = upload((ancestors,), self.device)
         num_unmarked = folded_to - self.last_mark
-        is_marked = num_unmarked >= _MARK_TOKENS or (is_border and num_unmarked >= BORDER_TOKENS)
-        made = PiecePaths(self.lane, tokens, folded_to - self.base, Paths(on_device), self.source, is_marked)
+        is_marked = num_unmarked >= (1 if is_border else _MARK_TOKENS) and (is_border or self.marks_between)
+        made = PiecePaths(self.lane, tokens, folded_to - self.base, Paths(on_device), self.source, is_marked, is_border)
         self.base, self.source = folded_to, None
         if is_marked:
             self.last_mark = folded_to

@@ -439,6 +439,7 @@ class StreamedModel:
             base=held.base,
             last_mark=layer.last_mark(lane, most),
             num_text=part.num_text,
+            marks_between=layer.keeps_more_than_borders(lane, most),
             source=source,
             device=self._compute.device,
         )

@@ -197,20 +197,21 @@ def test_every_text_is_the_one_it_has_alone(settings: dict[str, Any], folder: Pa
             assert {name: one.text for name, one in found.items()} == expected
 
 
+def passes_of(opened: OpenSession) -> list[int]:
+    """How many tokens each pass of the target has, from now on."""
+    run, counts = opened.session.engine.target.run_batch, []
+    opened.session.engine.target.run_batch = lambda parts, **options: (  # type: ignore[method-assign]
+        counts.append(sum(part.num_tokens for part in parts)) or run(parts, **options)
+    )
+    return counts
+
+
 @pytest.mark.parametrize("draft", ["none", "substitute"])
 def test_an_answer_that_is_asked_again_reads_its_prompt_from_the_border(draft: str, folder: Path) -> None:
     """And so does the next turn: only what is new is computed."""
     asked = request("the cat and the dog and " * 4, temperature=0.8, seed=3)
-
-    def passes(opened: OpenSession) -> list[int]:
-        run, counts = opened.session.engine.target.run_batch, []
-        opened.session.engine.target.run_batch = lambda parts, **options: (  # type: ignore[method-assign]
-            counts.append(sum(part.num_tokens for part in parts)) or run(parts, **options)
-        )
-        return counts
-
     with open_tiny(folder, draft=draft, tree="6x3" if draft != "none" else "auto") as opened:
-        counts = passes(opened)
+        counts = passes_of(opened)
         first = answer(opened, asked)[1]
         assert counts[0] > 40
         begun = len(counts)
@@ -219,6 +220,29 @@ def test_an_answer_that_is_asked_again_reads_its_prompt_from_the_border(draft: s
         with open_tiny(folder) as fresh:
             longer = request("the cat and the dog and " * 4 + "a dog", temperature=0.8, seed=3)
             assert answer(opened, longer)[1] == answer(fresh, longer)[1]
+
+
+@pytest.mark.parametrize("most_marks", [1, 2, 3])
+@pytest.mark.parametrize("draft", ["none", "substitute"])
+def test_after_a_long_answer_its_prompt_is_still_read_from_the_border(
+    draft: str, most_marks: int, long_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few states are kept, and however close together those around the border are."""
+    monkeypatch.setattr("runtime.model.recurrent_cache.MOST_MARKS", most_marks)
+    monkeypatch.setattr("runtime.model.recurrent_cache._MARK_TOKENS", 8)
+    text, params = "the cat and the dog and " * 4, {"temperature": 0.8, "seed": 3, "banned_tokens": (2,)}
+    with open_tiny(long_folder, draft=draft, tree="6x3" if draft != "none" else "auto", context_tokens=512) as opened:
+        counts = passes_of(opened)
+        answer(opened, request(text, **params))
+        asked = request(text + text, max_new_tokens=120, **params)
+        finished, first = answer(opened, asked)
+        assert len(first) == 120
+        begun = len(counts)
+        assert answer(opened, asked)[1] == first
+        assert counts[begun] <= 6, "the root and its tree"
+        if most_marks > 1:
+            num_text = finished.statistics.prompt_tokens + 120
+            assert opened.session.engine.target.cache.last_mark() > num_text - 20, "beside the one at its end"
 
 
 @pytest.mark.parametrize("num_lanes", [1, 3])

@@ -24,13 +24,24 @@ def tensors_of(tokens: list[int], *, base: int) -> RecurrentTensors:
     return RecurrentTensors(torch.full((1, 2, 2), base), torch.zeros(3, 2), rows[:, None], rows[:, None], rows[:, None])
 
 
-def piece(lane: int = 0, *, is_marked: bool = False, source: tuple[int, int] | None = None) -> PiecePaths:
-    return PiecePaths(lane, slice(0, 1), 0, Paths(torch.ones(1, 1, dtype=torch.bool)), source, is_marked)
+def piece(
+    lane: int = 0, *, is_marked: bool = False, is_border: bool = False, source: tuple[int, int] | None = None
+) -> PiecePaths:
+    paths = Paths(torch.ones(1, 1, dtype=torch.bool))
+    return PiecePaths(lane, slice(0, 1), 0, paths, source, is_marked or is_border, is_border)
 
 
-def advance(layer: RecurrentLayer, base: int, num_rows: int, *, lane: int = 0, is_marked: bool = False) -> None:
+def advance(
+    layer: RecurrentLayer,
+    base: int,
+    num_rows: int,
+    *,
+    lane: int = 0,
+    is_marked: bool = False,
+    is_border: bool = False,
+) -> None:
     """Let a pass leave a state of `base` tokens and rows that are numbered by their slots."""
-    one = piece(lane, is_marked=is_marked)
+    one = piece(lane, is_marked=is_marked, is_border=is_border)
     layer.before(one)
     layer.after(one, LaneState(base, tensors_of(list(range(base, base + num_rows)), base=base)))
     layer.settle()
@@ -115,6 +126,45 @@ def test_marks_are_few_and_the_closest_together_go(num_lanes: int) -> None:
     assert layer.last_mark(0) == (4000 if most else 0)
 
 
+def marks_of(layer: RecurrentLayer, lane: int = 0) -> list[int]:
+    found, most = [], None
+    while base := layer.last_mark(lane, most):
+        found.insert(0, base)
+        most = base - 1
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.lists(st.tuples(st.integers(1, 300), st.booleans()), min_size=1, max_size=25))
+def test_the_last_ends_of_prompts_stay(most_marks: int, steps: list[tuple[int, bool]]) -> None:
+    """Two of them beside the last mark, as far as there is room, and the last one before all others."""
+    layer = RecurrentLayer(1)
+    layer.most_marks = most_marks
+    base, borders = 0, []
+    for num_tokens, is_border in steps:
+        base += num_tokens
+        if is_border:
+            borders.append(base)
+        advance(layer, base, 1, is_marked=True, is_border=is_border)
+        found = marks_of(layer)
+        assert len(found) <= most_marks
+        assert set(borders[-max(1, min(2, most_marks - 1)) :]) <= set(found)
+        assert base in found or (most_marks == 1 and borders)
+        assert layer.keeps_more_than_borders(0) == (most_marks > 1 or not borders)
+        assert layer.keeps_more_than_borders(0, most=0)
+
+
+def test_a_state_from_disk_stays_like_the_end_of_a_prompt() -> None:
+    layer = RecurrentLayer(1)
+    layer.most_marks = 2
+    layer.put(90, 0, tensors_of([], base=90), torch.device("cpu"))
+    for base in range(100, 400, 10):
+        advance(layer, base, 1, is_marked=True)
+    assert marks_of(layer) == [90, 390]
+    layer.truncate(layer.reachable(95, 0), 0)
+    assert marks_of(layer) == [90]
+
+
 def test_a_measured_lane_holds_whatever_it_is_told() -> None:
     layer = RecurrentLayer(1)
     layer.occupy(500, 0)
@@ -164,7 +214,7 @@ def test_text_is_folded_but_for_its_last_token_piece_by_piece() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last_mark", "is_border", "expected"), [(0, False, False), (0, True, True), (600, True, False), (90, False, True)]
+    ("last_mark", "is_border", "expected"), [(0, False, False), (0, True, True), (600, True, True), (90, False, True)]
 )
 def test_a_state_is_marked_where_a_prompt_ends_and_every_so_many_tokens(
     last_mark: int, is_border: bool, expected: bool
@@ -173,6 +223,14 @@ def test_a_state_is_marked_where_a_prompt_ends_and_every_so_many_tokens(
     planner = LanePlanner(0, base=num_keys - 3, last_mark=last_mark, num_text=num_keys)
     assert planner.plan(slice(0, 1), num_keys=num_keys, is_border=is_border).is_marked == expected
     assert planner.last_mark == (num_keys - 1 if expected else last_mark)
+
+
+def test_where_one_mark_is_kept_only_ends_of_prompts_are_marked() -> None:
+    planner = LanePlanner(0, base=700, last_mark=90, num_text=710, marks_between=False)
+    assert not planner.plan(slice(0, 1), num_keys=705).is_marked
+    made = planner.plan(slice(0, 1), num_keys=710, is_border=True)
+    assert made.is_marked and made.is_border and planner.last_mark == 709
+    assert not planner.plan(slice(0, 0), num_keys=710, is_border=True).is_marked, "it is there already"
 
 
 def test_windows_are_found_once() -> None:
