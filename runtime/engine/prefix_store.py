@@ -145,7 +145,7 @@ class PrefixStore:
         if self.notice is not None or name in self._coming:
             return True
         if self._has(form, name):
-            self._set_used(form, name, used_ns)
+            self.note_used(form, name, used_ns)
             return True
         most = self._most_waiting_bytes
         if most is None:
@@ -225,9 +225,10 @@ class PrefixStore:
         """Note that these blocks were used, the last ones the longest ago."""
         now = time.time_ns()
         for age, name in enumerate(names):
-            self._set_used(form, name, now - age * 1000)
+            self.note_used(form, name, now - age * 1000)
 
-    def _set_used(self, form: BlockForm, name: str, used_ns: int | None) -> None:
+    def note_used(self, form: BlockForm, name: str, used_ns: int | None) -> None:
+        """Note when a block was used, now if None; what was used earliest goes first."""
         used_ns = time.time_ns() if used_ns is None else used_ns
         with suppress(OSError):
             os.utime(self._file(form, name), ns=(used_ns, used_ns))
@@ -263,7 +264,7 @@ class PrefixStore:
         except FileNotFoundError:  # another process has just removed the folder, which was empty
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             waiting.form.write(folder, waiting.name, waiting.content)
-        self._set_used(waiting.form, waiting.name, waiting.used_ns)
+        self.note_used(waiting.form, waiting.name, waiting.used_ns)
         self._total_bytes += waiting.form.file_bytes
         self._num_writes += 1
 
@@ -279,8 +280,9 @@ class PrefixStore:
         if self._num_writes % _WRITES_PER_SCAN == 0:
             self._total_bytes = sum(size for _, _, size in self._files())
         most = self._most_bytes()
-        if self._total_bytes + num_bytes > most:
-            self._total_bytes = self._evict(int(_KEPT_SHARE * most) - num_bytes)
+        wanted_bytes = num_bytes if num_bytes <= most else 0  # for what never finds room nothing has to go
+        if self._total_bytes + wanted_bytes > most:
+            self._total_bytes = self._evict(int(_KEPT_SHARE * most) - wanted_bytes)
         if self._total_bytes + num_bytes <= most:
             return True
         self._end_writing(f"it may take {format_bytes(max(0, most))}, and a block has {format_bytes(num_bytes)}")

@@ -118,6 +118,16 @@ def test_of_a_text_the_end_goes_first(tmp_path: Path) -> None:
         assert found(store, 1, 2) == [1, 2] and found(store, 5) == []
 
 
+def test_nothing_goes_for_what_never_finds_room(tmp_path: Path) -> None:
+    """A state of a large hybrid, beside the blocks of other models."""
+    large = BlockForm.of({"digest": "a", "keeps": "states"}, num_tokens=2, parts=[("state 0", 5 * FORM.file_bytes)])
+    with open_store(tmp_path, max_bytes=3 * FORM.file_bytes) as store:
+        offer(store, 1, 2)
+        offer(store, 3, form=large)
+        assert store.notice is not None
+        assert found(store, 1, 2) == [1, 2]
+
+
 @pytest.mark.parametrize("max_bytes", [None, PLENTY])
 def test_a_nearly_full_disk_is_left_alone(tmp_path: Path, max_bytes: int | None) -> None:
     with open_store(tmp_path, max_bytes=max_bytes, free_bytes=10**9) as store:
