@@ -18,7 +18,7 @@ from offload.memory import explained_shortage
 from runtime.config import MAX_TREE_LEVELS, PREFILL_CHUNK_TOKENS, SCHEMES_IN_CONTEXT, SamplingParams
 from runtime.engine.drafter import Drafter
 from runtime.engine.growing_tree import WantedTree
-from runtime.engine.kept_prefixes import KeptPrefixes
+from runtime.engine.kept_prefixes import KeptPrefixes, Outlook
 from runtime.engine.token_sequence import LEAST_SHARED, Choosing, TokenSequence
 from runtime.errors import OptionError
 from runtime.events import Event, PrefillProgress, Round
@@ -243,9 +243,9 @@ class Engine:
         for sequence in sequences:
             if sequence.num_pending <= 1 or self._source_of(sequence, sequences)[0] is not None:
                 continue
-            with closing(self.prefixes.bring(sequence, self.planner.costs)) as blocks:
-                for _ in blocks:
-                    yield sequence, self.prompt_progress(sequence.text, lane=sequence.lane)
+            with closing(self.prefixes.bring(sequence, self.planner.costs)) as outlooks:
+                for outlook in outlooks:
+                    yield sequence, self._progress_behind(outlook, len(sequence.text))
 
     def _keep_prefixes(self, sequences: Sequence[TokenSequence]) -> None:
         if self.prefixes is not None:
@@ -489,11 +489,14 @@ class Engine:
         num_held = self.target.cache.reachable(num_kept, lane=lane)
         if self.prefixes is None:
             return self.prefill_progress(num_held, num_prompt)
-        num_read, seconds = self.prefixes.outlook(prompt, num_held, self.planner.costs)
-        expected = self.prefill_progress(num_read, num_prompt)
+        return self._progress_behind(self.prefixes.outlook(prompt, num_held, self.planner.costs), num_prompt)
+
+    def _progress_behind(self, outlook: Outlook, num_prompt: int) -> PrefillProgress:
+        """Return how far a prompt is whose beginning comes from the store."""
+        expected = self.prefill_progress(outlook.num_coming, num_prompt)
         if expected.expected_seconds is not None:
-            expected = replace(expected, expected_seconds=expected.expected_seconds + seconds)
-        return replace(expected, num_done_tokens=num_held)
+            expected = replace(expected, expected_seconds=expected.expected_seconds + outlook.seconds)
+        return replace(expected, num_done_tokens=outlook.num_held)
 
     def prefill_progress(self, num_done: int, num_prompt: int) -> PrefillProgress:
         """Return how far the prompt is, how much the next pass computes, and how long the rest is believed to take."""

@@ -36,10 +36,23 @@ BLOCK_TOKENS = 256
 What is left of a prompt, a block at most, goes through the pass that carries the first tree: shorter blocks spare no
 pass. One takes 15 MB of a 1.5B model in float32, and 84 MB of a 70B model in bfloat16.
 """
+_BETWEEN_BLOCKS_NS = 1000
 _SPOKEN_TOKENS = 4096
 """What is measured is kept for a prompt of so many."""
 Seconds = Callable[[int], float | None]
 """What computing so many last tokens of a prompt takes; None where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How far a prompt is before its first pass."""
+
+    num_held: int
+    """Tokens that the target has of it; on the way to a state those, too, that count once that is read."""
+    num_coming: int
+    """Tokens that the target will have of it before that pass."""
+    seconds: float = 0.0
+    """What reading the rest of these takes; 0 where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +115,17 @@ class _LaneText:
     is_prompt_kept: bool = False
     """Whether the last state of the prompt has."""
 
+    def block_used_ns(self, number: int) -> int:
+        """Return when a block counts as used: the earlier the further behind, since what goes first is the end."""
+        return self.begun_ns - _BETWEEN_BLOCKS_NS * number
+
+    def state_used_ns(self, num_blocks: int) -> int:
+        """Return when a state does that stands on so many blocks: before them, since without the last it is worthless.
+
+        The block behind them, which is worthless without the next state, goes earlier still.
+        """
+        return self.block_used_ns(num_blocks) + _BETWEEN_BLOCKS_NS // 2
+
 
 class KeptPrefixes:
     """The store of a session: driven between its passes, by the thread that runs them."""
@@ -118,7 +142,10 @@ class KeptPrefixes:
         is_shared_only: bool = False,
         block_tokens: int = BLOCK_TOKENS,
     ) -> None:
-        """`is_shared_only`: keep only what two texts begin with, for files of prompts, of which most are read once."""
+        """`is_shared_only`: keep only what two texts begin with, for files of prompts, of which most are read once.
+
+        Of a model with states, which are hardly ever where two texts part, that is nothing.
+        """
         self.store = store
         self.num_brought_tokens = 0
         """Of prompts, that the target did not have to compute."""
@@ -154,10 +181,11 @@ class KeptPrefixes:
         for side in range(len(self._models)):
             self._texts[sequence.lane, side] = _LaneText(num_prompt=len(sequence.text))
 
-    def bring(self, sequence: TokenSequence, costs: RoundCosts | None) -> Generator[None, None, None]:
+    def bring(self, sequence: TokenSequence, costs: RoundCosts | None) -> Generator[Outlook, None, None]:
         """Read what the store holds of a text that has begun behind what its lane holds, block by block.
 
-        The text and both caches agree at every yield. `costs` of rounds, for what nobody has measured.
+        Yield how far it is behind each; closed there, the text and both caches agree. `costs` of rounds, for what
+        nobody has measured.
         """
         if sequence.lane not in self._begun:
             return
@@ -172,11 +200,24 @@ class KeptPrefixes:
                 yield from self._bring_state(side, forms.states, form, sequence, seconds)
                 continue
             with closing(self._blocks(form, text, self._num_held(side, sequence), seconds)) as blocks:
-                for start, content in blocks:
+                for start, content, num_left in blocks:
                     model.restore(start, form.num_tokens, torch.from_numpy(content), lane=lane)
+                    end = start + form.num_tokens
                     if side == 0:
-                        self._count_brought(sequence, start + form.num_tokens)
-                    yield
+                        self._count_brought(sequence, end)
+                    yield self._behind(
+                        side, sequence, end, end + num_left * form.num_tokens, num_left * form.file_bytes
+                    )
+
+    def _behind(self, side: int, sequence: TokenSequence, num_held: int, num_coming: int, num_bytes: int) -> Outlook:
+        """Return the outlook behind a model's block, where so many bytes are still to be read."""
+        if side:
+            return Outlook(sequence.num_committed, sequence.num_committed)
+        return Outlook(num_held, num_coming, self._reading_seconds(num_bytes))
+
+    def _reading_seconds(self, num_bytes: int) -> float:
+        rate = self.store.bytes_per_second
+        return num_bytes / rate if rate else 0.0
 
     def _count_brought(self, sequence: TokenSequence, num_tokens: int) -> None:
         """Note that the target holds so many tokens of a text."""
@@ -187,7 +228,7 @@ class KeptPrefixes:
 
     def _bring_state(
         self, side: int, states: StateForm, form: BlockForm, sequence: TokenSequence, seconds: Seconds
-    ) -> Generator[None, None, None]:
+    ) -> Generator[Outlook, None, None]:
         """Read the last state of a text that is sound, and the blocks before it, which count only with it."""
         model, lane, text = self._models[side], sequence.lane, sequence.text
         names = form.names(text[:-1])
@@ -202,11 +243,13 @@ class KeptPrefixes:
             try:
                 with closing(self.store.read(form, names[first:last])) as blocks:
                     for number, block in enumerate(blocks, first + 1):
-                        start = (number - 1) * form.num_tokens
-                        model.model.restore(start, form.num_tokens, torch.from_numpy(block), lane=lane)
-                        yield
+                        end = number * form.num_tokens
+                        model.model.restore(end - form.num_tokens, form.num_tokens, torch.from_numpy(block), lane=lane)
+                        yield self._behind(side, sequence, end, num_tokens, (last - number) * form.file_bytes)
                 if number == last:
                     model.restore_states(num_tokens, lane, states, content)
+                    used_ns = self._texts[lane, side].state_used_ns(last)
+                    self.store.note_used(states.file, name, used_ns)
                     if side == 0:
                         self._count_brought(sequence, num_tokens)
                     return
@@ -244,23 +287,23 @@ class KeptPrefixes:
         num_blocks = num_tokens // form.num_tokens - num_held // form.num_tokens
         return states.file.file_bytes + num_blocks * form.file_bytes
 
-    def outlook(self, prompt: Sequence[int], num_held: int, costs: RoundCosts | None) -> tuple[int, float]:
-        """Return how much of a prompt the target will hold before its first pass, and the seconds of reading it."""
+    def outlook(self, prompt: Sequence[int], num_held: int, costs: RoundCosts | None) -> Outlook:
+        """Return how much of a prompt will be read behind what a lane holds."""
         forms = self._form(0)
         if forms is None:
-            return num_held, 0.0
-        form, states, rate = forms.blocks, forms.states, self.store.bytes_per_second
+            return Outlook(num_held, num_held)
+        form, states = forms.blocks, forms.states
         names, seconds = form.names(prompt[:-1]), self._seconds(0, forms.blocks, costs)
         if states is not None:
             found = self._states_of(states, form, prompt, names, num_held, seconds)
-            if not found:
-                return num_held, 0.0
-            num_tokens = found[0][0]
-            return num_tokens, self._state_bytes(states, form, num_held, num_tokens) / rate if rate else 0.0
+            num_tokens = found[0][0] if found else num_held
+            num_bytes = self._state_bytes(states, form, num_held, num_tokens) if found else 0
+            return Outlook(num_held, num_tokens, self._reading_seconds(num_bytes))
         first, last = self._wanted(form, names, num_held)
         if not self._pays(form, len(prompt), num_held, last, seconds):
-            return num_held, 0.0
-        return max(num_held, last * form.num_tokens), (last - first) * form.file_bytes / rate if rate else 0.0
+            return Outlook(num_held, num_held)
+        num_bytes = (last - first) * form.file_bytes
+        return Outlook(num_held, max(num_held, last * form.num_tokens), self._reading_seconds(num_bytes))
 
     def keep(self, sequence: TokenSequence) -> None:
         """Give the store the blocks that a lane holds now, as many as it takes; between two passes."""
@@ -269,6 +312,8 @@ class KeptPrefixes:
             forms = None if text is None else self._form(side)
             if text is None or forms is None:
                 continue
+            if forms.states is not None and (self._is_shared_only or not model.model.cache.has_marks):
+                continue  # no state will be kept, without which blocks are worthless
             form = forms.blocks
             num_tokens, num_held = form.num_tokens, self._num_held(side, sequence)
             if text.num_offered < num_held // num_tokens:
@@ -278,10 +323,10 @@ class KeptPrefixes:
                 fill = partial(model.fill, start, num_tokens, sequence.lane)
                 if self._is_shared_only and name not in self._seen:
                     self._seen.add(name)
-                elif not self.store.offer(form, name, fill, used_ns=text.begun_ns - 1000 * text.num_offered):
+                elif not self.store.offer(form, name, fill, used_ns=text.block_used_ns(text.num_offered)):
                     break
                 text.num_offered += 1
-            if forms.states is not None and not self._is_shared_only:
+            if forms.states is not None:
                 self._keep_state(model, forms.states, text, sequence, num_held)
 
     def _keep_state(
@@ -295,7 +340,8 @@ class KeptPrefixes:
         if not is_wanted or num_tokens <= text.state_tokens or num_blocks > text.num_offered:
             return
         *_, (_, name) = states.names(sequence.text[:num_tokens], text.names, first=num_tokens)
-        if self.store.offer(states.file, name, partial(states.fill, cache, num_tokens, lane), used_ns=text.begun_ns):
+        fill = partial(states.fill, cache, num_tokens, lane)
+        if self.store.offer(states.file, name, fill, used_ns=text.state_used_ns(num_blocks)):
             text.state_tokens = num_tokens
             text.is_prompt_kept = text.is_prompt_kept or is_read
 
@@ -324,15 +370,15 @@ class KeptPrefixes:
 
     def _blocks(
         self, form: BlockForm, text: Sequence[int], num_held: int, seconds: Seconds
-    ) -> Generator[tuple[int, npt.NDArray[np.uint8]], None, None]:
-        """Yield the first token of each block behind what is held, and what it holds, while reading pays."""
+    ) -> Generator[tuple[int, npt.NDArray[np.uint8], int], None, None]:
+        """Yield each block's first token, what it holds, and how many follow: behind what is held, while it pays."""
         names = form.names(text[:-1])
         first, last = self._wanted(form, names, num_held)
         if not self._pays(form, len(text), num_held, last, seconds):
             return
         with closing(self.store.read(form, names[first:last])) as blocks:
             for number, content in enumerate(blocks, first):
-                yield number * form.num_tokens, content
+                yield number * form.num_tokens, content, last - number - 1
                 if not self._pays(form, len(text), (number + 1) * form.num_tokens, last, seconds):
                     return
 

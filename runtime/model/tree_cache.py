@@ -345,6 +345,11 @@ class TreeCache(Cache):  # type: ignore[misc]
         shapes = [shape for shape in self._shapes or () if isinstance(shape, RecurrentShape)]
         return tuple(shape.state_bytes(dtype.itemsize) for shape in shapes)
 
+    @property
+    def has_marks(self) -> bool:
+        """Whether earlier states of texts are kept, of which there are too few for many lanes."""
+        return any(layer.most_marks > 0 for layer in self.recurrent)
+
     def last_mark(self, *, lane: int = 0) -> int:
         """Return how many tokens the last state that is kept of a lane holds; 0 where there is none."""
         return self.recurrent[0].last_mark(lane) if self.recurrent else 0

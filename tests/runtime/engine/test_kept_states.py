@@ -1,7 +1,8 @@
 """A hybrid's text after a restart goes on from the last state that was kept, and is the text without."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.config import EngineConfig
 from runtime.engine import kept_prefixes, loading
 from runtime.engine.kept_prefixes import KeptPrefixes
 from runtime.engine.kept_states import StateForm
 from runtime.engine.loading import OpenSession
 from runtime.engine.prefix_block import SUFFIX, BlockForm
+from runtime.events import Finished, PrefillProgress
+from runtime.model.pass_shapes import MOST_MARKS
 from tests.support.hybrids import save_hybrid
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
 
@@ -126,6 +130,72 @@ def test_long_texts_keep_states_on_their_way(
     with kept(folders["hybrid"], tmp_path) as opened:
         answer(opened, request(TEXT, max_new_tokens=48))
     assert len(state_files(tmp_path)) >= 3
+
+
+def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def count(*args: object, **named: object) -> object:
+        calls.append(1)
+        return function(*args, **named)
+
+    return count
+
+
+def test_progress_is_told_block_by_block_and_names_are_made_once(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each block they took longer than the reading: two minutes of a prompt of 128,000 tokens."""
+    counts = []
+    for text in (TEXT, TEXT * 2):
+        state_folder = tmp_path / str(len(text))
+        with kept(folders["hybrid"], state_folder, context_tokens=256) as opened:
+            answer(opened, request(text, max_new_tokens=2))
+        with kept(folders["hybrid"], state_folder, context_tokens=256) as opened:
+            made: list[int] = []
+            with monkeypatch.context() as patched:
+                patched.setattr(StateForm, "names", counted(StateForm.names, made))
+                events = list(opened.session.generate(request(text, max_new_tokens=2)))
+            progress = [event for event in events if isinstance(event, PrefillProgress)]
+            num_prompt = progress[0].num_prompt_tokens
+            done = [event.num_done_tokens for event in progress]
+            assert done == list(range(BLOCK_TOKENS, num_prompt, BLOCK_TOKENS))
+            assert isinstance(events[-1], Finished) and events[-1].statistics.cached_tokens == num_prompt - 1
+            counts.append((len(done), sum(made)))
+    (few, made_of_few), (many, made_of_many) = counts
+    assert few < many and made_of_few == made_of_many
+
+
+def test_a_state_goes_before_the_blocks_without_which_it_is_worthless(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_prefixes, "STATE_TOKENS", 16)
+    monkeypatch.setattr("runtime.model.recurrent_cache._MARK_TOKENS", 8)
+    for _ in range(2):  # what was kept, and what was read then
+        with kept(folders["hybrid"], tmp_path) as opened:
+            answer(opened, request(TEXT, max_new_tokens=48))
+            text = list(opened.session.engine.text)
+    states = state_files(tmp_path)
+    assert len(states) >= 3
+    with kept(folders["hybrid"], tmp_path) as opened:
+        prefixes = opened.session.engine.prefixes
+        assert prefixes is not None
+        for file in sorted(tmp_path.rglob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime_ns):
+            file.unlink()
+            outlook = prefixes.outlook(text, 0, None)
+            assert (outlook.num_coming > 0) == any(state.exists() for state in states)
+
+
+def test_no_blocks_are_kept_where_no_state_is(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of a file of prompts, where texts hardly part at a state, and of more texts at a time than states are kept of."""
+    asked = [replace(request(TEXT + more, max_new_tokens=2), id=more) for more in ("", " and the cat", " and a dog")]
+    config = EngineConfig(target=str(folders["hybrid"]), draft="none", context_tokens=128, prefix_cache="auto")
+    with loading.open_session(config, requests=asked, state_folder=tmp_path) as opened:
+        assert [event for _, event in opened.session.generate_all(asked) if isinstance(event, Finished)]
+    with kept(folders["hybrid"], tmp_path, num_texts=MOST_MARKS + 1) as opened:
+        answer(opened, request(TEXT, max_new_tokens=2))
+    assert not list(tmp_path.rglob(f"*{SUFFIX}"))
+    with kept(folders["hybrid"], tmp_path, num_texts=MOST_MARKS) as opened:
+        answer(opened, request(TEXT, max_new_tokens=2))
+    assert len(state_files(tmp_path)) == 1
 
 
 def test_a_state_has_a_name_for_every_length_which_stands_for_all_tokens_before() -> None:
