@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.hybrids import save_hybrid
 from tests.support.paths import ROOT
 from tests.support.session_factory import save_tiny_folder
 
@@ -91,35 +92,36 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def evaluate(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], dict[str, Any]]:
-    """Runs all tasks with a model."""
+def evaluate(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, int], dict[str, Any]]:
+    """Runs so many questions of all tasks with a model."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    return lambda model: simple_evaluate(
-        model=model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0, log_samples=True
+    return lambda model, num_items: simple_evaluate(
+        model=model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0, log_samples=True, limit=num_items
     )
 
 
+@pytest.mark.parametrize(("save", "num_items"), [(save_tiny_folder, NUM_ITEMS), (save_hybrid, 20)])
 def test_tasks_have_the_same_metrics_as_with_transformers(
-    tmp_path: Path, evaluate: Callable[[Any], dict[str, Any]]
+    save: Callable[[Path], Path], num_items: int, tmp_path: Path, evaluate: Callable[[Any, int], dict[str, Any]]
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
     from runtime.scoring.harness import OverstoryLM
 
-    folder = save_tiny_folder(tmp_path / "model")
-    theirs = evaluate(HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=8))
+    folder = save(tmp_path / "model")
+    theirs = evaluate(HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=8), num_items)
     with OverstoryLM(str(folder), draft="none", device="cpu") as model:
-        ours = evaluate(model)
+        ours = evaluate(model, num_items)
     assert ours["results"].keys() == theirs["results"].keys() == TASKS.keys()
     for name, metrics in theirs["results"].items():
         for metric, value in metrics.items():
             expected = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
             assert ours["results"][name][metric] == expected, (name, metric)
     scores = [sample for name in TASKS for sample in zip(ours["samples"][name], theirs["samples"][name], strict=True)]
-    assert len(scores) == 3 * NUM_ITEMS
+    assert len(scores) == 3 * num_items
     for found, wanted in scores:
         assert found["doc_id"] == wanted["doc_id"]
         for response, expected in zip(found["resps"], wanted["resps"], strict=True):
