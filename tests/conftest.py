@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from runtime.engine.demo_model import obtain_demo_model
 from tests.support.generator_ends import drained
+from tests.support.settled_app import let_pilots_wait
 from tests.support.sim_checks import SimChecks
 from tui.environment import cache_folder
 
@@ -26,6 +27,8 @@ settings.load_profile("overstory")
 # Between two keys, Textual's pilot sleeps until the app computes for less than a twentieth of 20 ms: clocks and cursors
 # alone take more, and it gives up after a second. Half of 5 ms says the same sooner, where frames take less than that.
 _wait.SLEEP_GRANULARITY, _wait.SLEEP_IDLE, screen.UPDATE_PERIOD = 0.005, 0.0025, 0.004
+# A process that only waits for its turn computes no more than that either: then it waits until nothing is due.
+let_pilots_wait()
 # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
