@@ -60,7 +60,6 @@ class _Waiting:
     form: BlockForm
     name: str
     content: npt.NDArray[np.uint8]
-    used_ns: int | None
 
 
 class PrefixStore:
@@ -87,8 +86,8 @@ class PrefixStore:
         self._num_waiting_bytes = 0
         self._total_bytes = self._num_writes = 0
         self._queue: deque[_Waiting] = deque()
-        self._coming: set[str] = set()
-        """Names of what waits, or is being written."""
+        self._coming: dict[str, int | None] = {}
+        """Names of what waits, or is being written, and when each was used last."""
         self._changed = threading.Condition()
         self._writer: threading.Thread | None = None
         self._is_closing = False
@@ -142,10 +141,10 @@ class PrefixStore:
         `used_ns`: the time that says when it goes, now if None: of a text's blocks the last ones have the earliest.
         Return False where it has to be offered again, because too much is waiting to be written.
         """
-        if self.notice is not None or name in self._coming:
+        if self.notice is not None or self._is_coming(name, used_ns):
             return True
         if self._has(form, name):
-            self.note_used(form, name, used_ns)
+            self._set_used(form, name, used_ns)
             return True
         most = self._most_waiting_bytes
         if most is None:
@@ -162,8 +161,8 @@ class PrefixStore:
             return True
         fill(content)
         with self._changed:
-            self._coming.add(name)
-            self._queue.append(_Waiting(form, name, content, used_ns))
+            self._coming[name] = used_ns
+            self._queue.append(_Waiting(form, name, content))
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write_all, name="prefix-writer", daemon=True)
                 self._writer.start()
@@ -201,6 +200,14 @@ class PrefixStore:
             self._num_waiting_bytes = 0
             self._changed.notify_all()
 
+    def _is_coming(self, name: str, used_ns: int | None) -> bool:
+        """Return whether a block waits or is being written; that it is used again holds for it too."""
+        with self._changed:
+            if name not in self._coming:
+                return False
+            self._coming[name] = used_ns
+            return True
+
     def _file(self, form: BlockForm, name: str) -> Path:
         return self.folder / form.identity / f"{name}{SUFFIX}"
 
@@ -229,6 +236,10 @@ class PrefixStore:
 
     def note_used(self, form: BlockForm, name: str, used_ns: int | None) -> None:
         """Note when a block was used, now if None; what was used earliest goes first."""
+        if not self._is_coming(name, used_ns):
+            self._set_used(form, name, used_ns)
+
+    def _set_used(self, form: BlockForm, name: str, used_ns: int | None) -> None:
         used_ns = time.time_ns() if used_ns is None else used_ns
         with suppress(OSError):
             os.utime(self._file(form, name), ns=(used_ns, used_ns))
@@ -246,7 +257,8 @@ class PrefixStore:
                 self._end_writing(str(getattr(error, "strerror", None) or error))
             finally:
                 with self._changed:
-                    self._coming.discard(waiting.name)
+                    used_ns = self._coming.pop(waiting.name)
+                    self._set_used(waiting.form, waiting.name, used_ns)  # here: who asks now finds it coming, or used
                     self._num_waiting_bytes = max(0, self._num_waiting_bytes - waiting.form.num_bytes)
                     self._changed.notify_all()
 
@@ -264,7 +276,6 @@ class PrefixStore:
         except FileNotFoundError:  # another process has just removed the folder, which was empty
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             waiting.form.write(folder, waiting.name, waiting.content)
-        self.note_used(waiting.form, waiting.name, waiting.used_ns)
         self._total_bytes += waiting.form.file_bytes
         self._num_writes += 1
 

@@ -77,6 +77,28 @@ def test_what_is_there_or_coming_is_not_copied_again(tmp_path: Path) -> None:
         assert store.offer(FORM, "1", never)
 
 
+def test_what_is_used_again_while_it_is_written_was_used_then(tmp_path: Path) -> None:
+    """Else the end of a longer text stayed where its beginning went."""
+    may_write, is_writing = threading.Event(), threading.Event()
+
+    def free_bytes(_: Path) -> int:
+        is_writing.set()
+        assert may_write.wait(60)
+        return PLENTY
+
+    with PrefixStore(tmp_path / "prefixes", max_bytes=PLENTY, free_bytes=free_bytes) as store:
+        for name in ("1", "2"):
+            assert store.offer(FORM, name, lambda into: into.fill(1), used_ns=10**18)
+        assert is_writing.wait(60)
+        for name, used_ns in (("1", 3 * 10**18), ("2", 2 * 10**18)):
+            assert store.offer(FORM, name, lambda into: into.fill(2), used_ns=used_ns)
+        may_write.set()
+        assert store.flush()
+        times = [(tmp_path / "prefixes" / FORM.identity / f"{name}{SUFFIX}").stat().st_mtime_ns for name in "12"]
+        assert times == [3 * 10**18, 2 * 10**18]
+        assert found(store, 1) == [1]
+
+
 def test_only_their_owner_may_read_them(tmp_path: Path) -> None:
     with open_store(tmp_path) as store:
         offer(store, 1)
