@@ -11,12 +11,14 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 from profiles.errors import BadInputError
 from runtime.errors import PromptFileError
@@ -184,7 +186,8 @@ class ToolServers:
     def stop(self, answer_id: int) -> None:
         """End a call that is under way."""
         if (task := self._calls.get(answer_id)) is not None:
-            task.cancel()
+            # Not at once: a task that is cancelled before its first step ends without a word.
+            asyncio.get_running_loop().call_soon(task.cancel)
 
     async def reports(self) -> AsyncIterator[ToolReport]:
         """Yield what happens, until `close`."""
@@ -323,22 +326,40 @@ class _LastWords:
     """What a server writes on stderr: the last lines of it, read by a thread until the server is gone."""
 
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_KEPT_LINES))
+    _mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _are_read: threading.Event = field(default_factory=threading.Event)
+    """Set once the mark is, and with it all that was written before."""
 
-    def pipe(self) -> int:
-        """Return what the server is to write into."""
+    @contextmanager
+    def pipe(self) -> Iterator[TextIO]:
+        """Yield what the server is to write into."""
         reading, writing = os.pipe()
         threading.Thread(target=self._read, args=(reading,), name="stderr of a server", daemon=True).start()
-        return writing
+        with os.fdopen(writing, "w") as stream:
+            yield stream
 
     def _read(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8", errors="replace") as stream:
             while line := stream.readline(_MAX_LINE_CHARACTERS):
-                if line.strip():
+                if line.strip() == self._mark:
+                    self._are_read.set()
+                elif line.strip():
                     self.lines.append(line.strip())
+        self._are_read.set()
 
-    def behind(self, reason: str) -> str:
-        """Return a reason with the last line behind it, if there is one."""
+    async def behind(self, reason: str, stderr: TextIO) -> str:
+        """Return a reason with the last line behind it, if there is one, once all that the server has said is read.
+
+        `stderr` is the pipe; the server has ended, and others that it has started may still write.
+        """
+        await asyncio.to_thread(self._catch_up, stderr)
         return f"{reason}; it said last: {self.lines[-1]}" if self.lines else reason
+
+    def _catch_up(self, stderr: TextIO) -> None:
+        with suppress(OSError, ValueError):  # closed meanwhile
+            stderr.write(f"\n{self._mark}\n")  # behind a line that may have no end
+            stderr.flush()
+        self._are_read.wait(CLOSE_SECONDS)
 
 
 @asynccontextmanager
@@ -365,19 +386,18 @@ async def connect_over_pipes(settings: ServerSettings) -> AsyncIterator[Session]
     )
     words, ended = _LastWords(), asyncio.Event()
     is_ready = False
-    with os.fdopen(words.pipe(), "w") as stderr:
+    with words.pipe() as stderr:
         try:
             transport = _watched(mcp.stdio_client(parameters, errlog=stderr), ended)
             async with mcp.Client(transport, cache=None) as client:
                 is_ready = True
-                stderr.close()  # ours; the server has its own
-                yield _PipeSession(client, ended, words)
+                yield _PipeSession(client, ended, partial(words.behind, stderr=stderr))
         except OSError:
             raise
         except Exception as error:
             if is_ready and not isinstance(error, ServerError):
                 raise
-            raise ServerError(words.behind(_reason(error))) from error
+            raise ServerError(await words.behind(_reason(error), stderr)) from error
 
 
 @asynccontextmanager
@@ -409,8 +429,9 @@ async def _watched(transport: AbstractAsyncContextManager[Any], ended: asyncio.E
 class _PipeSession:
     """A session of the package."""
 
-    def __init__(self, client: Any, ended: asyncio.Event, words: _LastWords) -> None:
-        self._client, self._ended, self._words = client, ended, words
+    def __init__(self, client: Any, ended: asyncio.Event, behind: Callable[[str], Awaitable[str]]) -> None:
+        """`behind` puts what the server said last behind a reason."""
+        self._client, self._ended, self._behind = client, ended, behind
 
     async def list_tools(self) -> Sequence[Mapping[str, Any]]:
         tools: list[Mapping[str, Any]] = []
@@ -441,4 +462,4 @@ class _PipeSession:
 
     async def ended(self) -> str:
         await self._ended.wait()
-        return self._words.behind("it ended by itself")
+        return await self._behind("it ended by itself")

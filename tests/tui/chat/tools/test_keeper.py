@@ -68,7 +68,9 @@ def test_what_a_server_reads_and_writes_and_its_exit_code_pass_through():
 
 
 def test_a_request_to_end_is_for_the_server():
-    code = "import signal, sys; signal.signal(15, lambda *_: sys.exit(3)); print(1, flush=True); signal.pause()"
+    # Not signal.pause, which would wait for a second signal where the first one comes just before it.
+    wait = "while True: time.sleep(0.01)"
+    code = f"import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(3))\nprint(1, flush=True)\n{wait}"
     with kept(sys.executable, "-c", code, stdout=subprocess.PIPE) as server:
         assert server.stdout.readline() == "1\n"
         os.killpg(server.pid, signal.SIGTERM)

@@ -142,11 +142,13 @@ def test_a_call_ends_in_time_and_when_it_is_stopped():
             late = await result_of(servers, "files__wait")
             assert (late.text, late.outcome) == ("This call took longer than 0.05 s and was ended.", "failed")
         async with running(FILES, connect=connecting(FakeSession())) as servers:
-            servers.call(7, ToolCall("1", "files__wait", "{}"))
-            await asyncio.sleep(0)
-            servers.stop(7)
-            stopped = await ended_call(servers)
-            assert (stopped.text, stopped.outcome) == ("The person stopped this call before it ended.", "stopped")
+            for num_steps in range(3):  # also before it has begun
+                servers.call(7, ToolCall("1", "files__wait", "{}"))
+                for _ in range(num_steps):
+                    await asyncio.sleep(0)
+                servers.stop(7)
+                stopped = await ended_call(servers)
+                assert (stopped.text, stopped.outcome) == ("The person stopped this call before it ended.", "stopped")
 
     asyncio.run(story())
 
