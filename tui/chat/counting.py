@@ -41,6 +41,7 @@ class PromptCounter:
         self._screen, self._dialogue, self._engine, self._prompt = screen, dialogue, engine, prompt
         self._ids = count(1)
         self._asked_id = 0
+        self._asked_conversation: int | None = None  # of which that was
         self._asked: tuple[Attachment, ...] = ()  # those that are counted for the first time
         self._known: dict[Attachment, int] = {}
         self._model: Loaded | None = None  # which counted them
@@ -65,8 +66,10 @@ class PromptCounter:
         model = self._model
         if report.count_id != self._asked_id or report.num_tokens is None or model is None:
             return
+        if self._asked_conversation != self._dialogue.conversation_id:  # another one was opened since
+            return
         if not report.num_tokens:
-            self._conversation = (self._dialogue.conversation_id, report.num_prompt_tokens or 0)
+            self._conversation = (self._asked_conversation, report.num_prompt_tokens or 0)
             return
         num_tokens, *others = report.num_tokens
         self._known.update(zip(self._asked, others, strict=True))
@@ -90,7 +93,7 @@ class PromptCounter:
             return
         if self._model is None or self._model.target != model.target:
             self._known, self._conversation = {}, (None, 0)
-        self._model = model
+        self._model, self._asked_conversation = model, self._dialogue.conversation_id
         request = self._dialogue.request_with(message)
         if message:
             self._asked = tuple(each for each in self._prompt.attached.attachments if each not in self._known)

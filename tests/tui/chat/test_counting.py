@@ -90,8 +90,8 @@ def test_attachments_are_counted_once_each(tmp_path):
             await teller.command(f"/attach {tmp_path / 'notes.txt'}")
             await teller.until(lambda: "+ 3 tokens ·" in screen_text(teller.app))
             await teller.type("What is in it?")
-            await teller.until(lambda: len(teller.engine.counts) > 1 and teller.chat.counter._waiting is None)
-            assert [len(each.texts) for each in teller.engine.counts][-1] == 1
+            await teller.until(lambda: "What is in it?" in teller.engine.counts[-1].texts[0])
+            assert len(teller.engine.counts[-1].texts) == 1
             assert "+ 3 tokens ·" in screen_text(teller.app)
 
     tell(story)
@@ -120,6 +120,26 @@ def test_a_conversation_that_is_opened_is_counted_for_those_who_ask(tmp_path):
             await teller.until(lambda: "this conversation takes 50 (50%)" in teller.chat.notice.sentence)
             await teller.press("ctrl+n")
             assert teller.chat.counter.num_conversation_tokens is None
+
+    tell(story)
+
+
+def test_a_count_that_comes_late_is_not_taken_for_that_of_another_conversation(tmp_path):
+    def silent(request):
+        return [] if isinstance(request, CountTokens) else counting(request)
+
+    async def story():
+        async with telling(tmp_path, script=silent) as teller:
+            await teller.ask("one")
+            first = teller.dialogue.conversation_id
+            await teller.press("ctrl+n")
+            await teller.ask("two")
+            await teller.until(lambda: [each.texts for each in teller.engine.counts[-1:]] == [()])
+            asked = teller.engine.counts[-1]
+            teller.dialogue.open(first)
+            teller.chat.counter.take(TokensCounted(asked.count_id, (), 77))
+            assert teller.chat.counter.num_conversation_tokens != 77
+            await teller.press("ctrl+n")
 
     tell(story)
 
