@@ -73,15 +73,17 @@ class FakeSession:
 
 
 class Loading:
-    """Loads sessions, and counts them."""
+    """Loads sessions, and counts them; none before it may."""
 
     def __init__(self, session, errors=()):
         self.session = session
         self.errors = list(errors)
         self.num_loaded = self.num_closed = 0
+        self.may_load = threading.Event()
 
     def __call__(self, stack):
         yield "opening"
+        assert self.may_load.wait(60)
         yield LoadProgress("layers", 1, 2)
         if self.errors and (error := self.errors.pop(0)) is not None:
             raise error
@@ -94,13 +96,17 @@ class Loading:
 
 
 @contextmanager
-def dispatching(session, *, errors=(), **options):
+def dispatching(session, *, errors=(), is_held=False, **options):
+    """`is_held`: the first load waits for a test's word, so that nothing is idle before it has asked."""
     loading = Loading(session, errors)
+    if not is_held:
+        loading.may_load.set()
     dispatcher = Dispatcher(loading, **options)
     dispatcher.start()
     try:
         yield dispatcher, loading
     finally:
+        loading.may_load.set()
         dispatcher.end()
         dispatcher.join()
         assert loading.num_closed == loading.num_loaded
@@ -215,12 +221,14 @@ def test_an_answer_is_dropped_where_it_is():
 
 
 def test_an_idle_model_is_unloaded_and_the_next_request_loads_it():
-    with dispatching(FakeSession(), idle_seconds=0.02) as (dispatcher, loading):
+    with dispatching(FakeSession(), is_held=True, idle_seconds=0.02) as (dispatcher, loading):
 
         async def main():
-            assert await texts(ask(dispatcher, 1, "1")) == ["abc"]
-            await until(lambda: dispatcher.state.phase == "unloaded")
-            assert loading.num_closed == 1 and dispatcher.state.num_lanes is None
+            answers = ask(dispatcher, 1, "1")
+            loading.may_load.set()
+            assert await texts(answers) == ["abc"]
+            await until(lambda: dispatcher.state.phase == "unloaded" and loading.num_closed == 1)
+            assert dispatcher.state.num_lanes is None
             assert await texts(ask(dispatcher, 1, "2")) == ["abc"]
 
         asyncio.run(main())
@@ -259,10 +267,12 @@ def test_at_the_end_everybody_is_told():
 def test_news_are_told_of_whatever_happens():
     news, session = [], FakeSession(num_lanes=1, passes=threading.Semaphore(0))
     errors = [None, BudgetError("too small")]
-    with dispatching(session, errors=errors, idle_seconds=0.02, tell=news.append) as (dispatcher, _):
+    options = {"errors": errors, "is_held": True, "idle_seconds": 0.02, "tell": news.append}
+    with dispatching(session, **options) as (dispatcher, loading):
 
         async def main():
             answers = [dispatcher.submit(1, [Wanted(request=wanted(name).request, asked_by="/x")])[0] for name in "12"]
+            loading.may_load.set()
             await asyncio.to_thread(session.has_begun.wait, 20)
             dispatcher.drop(answers[1])
             session.passes.release(100)

@@ -59,7 +59,7 @@ def test_a_number_opens_the_model_with_it_and_what_waits_comes_back(tmp_path):
             await teller.command("/context 16,384")
             await teller.until(lambda: loads(teller) == [None, 16384])
             await teller.until(lambda: remembered(tmp_path) == 16384)
-            assert teller.chat.prompt.text == "And then?"
+            await teller.until(lambda: teller.chat.prompt.text == "And then?")
             teller.chat.prompt.put("")
             await teller.command("/context auto")
             await teller.until(lambda: loads(teller) == [None, 16384, None])

@@ -104,11 +104,11 @@ def test_an_idle_model_is_unloaded_and_loaded_again(folder):
     with served(tiny_load(folder), idle_seconds=0.1) as running:
         client = running.client()
         first = client.chat.completions.create(model="any", max_tokens=8, temperature=0, messages=BODY["messages"])
-        running.wait(lambda state: state.phase == "unloaded")
+        state = running.wait(lambda state: state.phase == "unloaded")
         assert get(running, "/health").json()["status"] == "unloaded"
         again = client.chat.completions.create(model="any", max_tokens=8, temperature=0, messages=BODY["messages"])
         assert again.choices[0].message.content == first.choices[0].message.content
-        assert running.dispatcher.state.tally.num_loads == 2
+        assert running.dispatcher.state.tally.num_loads == state.tally.num_loads + 1
 
 
 def test_the_end_of_the_server_is_told_to_a_stream(long_folder):

@@ -107,7 +107,7 @@ def test_refusals_at_the_door_have_a_line_too(folder: Any) -> None:
     log = ServerLog(lines.append, now=lambda: "now")
     key = {"Authorization": "Bearer secret"}
     with served(tiny_load(folder), log=log, api_key="secret") as running:
-        running.wait(lambda state: state.phase == "ready")
+        running.wait(lambda _: lines)  # the model's, which is told a moment after it is there
         get(running, "/v1/models")
         get(running, "/v1/models", headers={**key, "Origin": "http://evil.com"})
         get(running, "/v1/v1/models", headers=key)
@@ -126,7 +126,7 @@ def test_what_is_no_http_has_a_line(folder: Any) -> None:
     lines: list[str] = []
     log = ServerLog(lines.append, now=lambda: "now")
     with log.with_the_library(), served(tiny_load(folder), log=log) as running:
-        running.wait(lambda state: state.phase == "ready")
+        running.wait(lambda _: lines)  # the model's, which is told a moment after it is there
         host, port = running.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as client:
             client.sendall(b"nonsense\r\n\r\n")
@@ -147,7 +147,8 @@ class Reader:
         self.lines.append(line)
 
 
-def test_lines_that_nobody_reads_hold_nobody_up() -> None:
+def test_lines_that_nobody_reads_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.server.log._CLOSE_SECONDS", 30)
     reader = Reader()
     with WaitingLines(reader.write, most_waiting=3) as lines:
         lines.add("first")
@@ -158,7 +159,8 @@ def test_lines_that_nobody_reads_hold_nobody_up() -> None:
     assert reader.lines == ["first", "line 0", "line 1", "line 2", "5 lines left out here, as nobody read them"]
 
 
-def test_all_lines_are_written_where_somebody_reads() -> None:
+def test_all_lines_are_written_where_somebody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tui.server.log._CLOSE_SECONDS", 30)
     reader = Reader()
     reader.goes_on.set()
     with WaitingLines(reader.write) as lines:

@@ -64,7 +64,7 @@ def test_a_stream_joins_to_the_whole_answer(tiny):
 
 
 def test_choices_that_are_one_text_are_computed_once(tiny):
-    before = tiny.dispatcher.state.tally
+    before = tiny.wait(lambda state: state.num_running == state.num_waiting == 0).tally
     options = {"temperature": 0, "n": 3, "logprobs": True}
     whole = chat(tiny, **options)
     tally = tiny.wait(lambda state: state.num_running == 0).tally
