@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeGuard
 
 from offload.checkpoint.border import MAX_SETTINGS_BYTES, check_border, check_inside, is_inner_name
-from offload.checkpoint.gguf_config import config_of_gguf
+from offload.checkpoint.gguf_config import config_of_gguf, tensors_of_gguf
 from offload.checkpoint.gguf_file import GgufHeader, read_gguf
 from offload.checkpoint.published_settings import NEXT_STEP, PUBLISHED_METHODS, PublishedSettings
 from offload.checkpoint.strict_json import parse_json, read_json, read_start
@@ -87,7 +87,8 @@ class Checkpoint:
     @classmethod
     def _open_gguf(cls, file: Path) -> "Checkpoint":
         header = read_gguf(file)
-        return cls(folder=header.file, config=config_of_gguf(header), tensors=header.tensors, gguf=header)
+        config = config_of_gguf(header)
+        return cls(folder=header.file, config=config, tensors=tensors_of_gguf(header), gguf=header)
 
     @property
     def settings_place(self) -> str:

@@ -5,11 +5,14 @@ stands what that reading leaves out and llama.cpp takes into account: widths of 
 Gemma models scale their attention. Imports neither torch nor transformers.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from offload import llama_cpp
 from offload.checkpoint.gguf_file import GgufArray, GgufHeader, MetadataValue
+from offload.checkpoint.tensor_entry import TensorEntry
 from offload.errors import CheckpointError
 from profiles.errors import quote
 
@@ -36,9 +39,17 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         **{key: name for key, name in _GEMMA.items() if key != "rope.freq_base"},
         "attention.key_length": "global_head_dim",
     },
+    "qwen35": {
+        **{key: name for key, name in _SIZES.items() if key != "rope.freq_base"},
+        "full_attention_interval": "full_attention_interval",
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+    },
 }
 """By architecture: what of the metadata below its name is which setting."""
-_MODEL_TYPES = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
+_MODEL_TYPES = {"gemma3": "gemma3_text", "gemma4": "gemma4_text", "qwen35": "qwen3_5_text"}
 """Where the architecture is not the model_type: these files hold the text part alone."""
 SPECIAL_TOKENS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
@@ -56,6 +67,14 @@ _MIXES = {
 }
 """By the number in a file: the mixes that have another name than most of their matrices' type."""
 _NEEDED = ("context_length", "block_count", "embedding_length", "attention.head_count")
+_NEEDED_OF_HYBRIDS = (
+    *("attention.key_length", "full_attention_interval", "ssm.conv_kernel", "ssm.state_size", "ssm.group_count"),
+    *("ssm.time_step_rank", "ssm.inner_size"),
+)
+_ROPE_SECTIONS = [11, 11, 10]
+"""Of Qwen3.5's rotations, where its file does not say."""
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.", re.ASCII)
+_CONVOLUTION = re.compile(r"blk\.\d{1,6}\.ssm_conv1d\.weight", re.ASCII)
 _WIDE_GEMMAS = {"gemma2": 46, "gemma3": 62}
 """Layers of the models of 27B, which scale their scores by the width of the model over its heads."""
 
@@ -75,7 +94,7 @@ def config_of_gguf(header: GgufHeader) -> dict[str, Any]:
             f"{header.file} holds the architecture {quote(architecture)}, for which there is no mapping here from GGUF "
             f"to a dense decoder of transformers; known are {', '.join(_KEYS)}: use the model's safetensors folder"
         )
-    for key in _NEEDED:
+    for key in (*_NEEDED, *(_NEEDED_OF_HYBRIDS if architecture == "qwen35" else ())):
         if header.count(f"{architecture}.{key}") is None:
             raise CheckpointError(f"{header.file} lacks {architecture}.{key} in its metadata; download it again")
     config: dict[str, Any] = {
@@ -90,6 +109,27 @@ def config_of_gguf(header: GgufHeader) -> dict[str, Any]:
     if architecture == "gemma4":
         config["eos_token_id"] = list(_GEMMA4_END_TOKENS)
     return config | _left_out(header, config)
+
+
+def tensors_of_gguf(header: GgufHeader) -> Mapping[str, TensorEntry]:
+    """Return the file's tensors in the shapes of the decoder, without layers that only guess further tokens."""
+    if header.architecture != "qwen35":
+        return header.tensors
+    num_layers = _num_layers(header)
+    return {
+        name: replace(entry, shape=(entry.shape[0], 1, *entry.shape[1:]))
+        if _CONVOLUTION.fullmatch(name) and len(entry.shape) == 2
+        else entry
+        for name, entry in header.tensors.items()
+        if (block := _BLOCK.match(name)) is None or int(block[1]) < num_layers
+    }
+
+
+def _num_layers(header: GgufHeader) -> int:
+    """Return how many layers the decoder has: the file counts the heads behind it that guess further tokens too."""
+    counts = (header.count(f"{header.architecture}.{key}") or 0 for key in ("block_count", "nextn_predict_layers"))
+    num_blocks, num_guessing = counts
+    return num_blocks - num_guessing
 
 
 def quantization_of_gguf(header: GgufHeader) -> str:
@@ -131,6 +171,8 @@ def _left_out(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, Any]:
             found["partial_rotary_factor"] = rotated / whole
     if config["num_hidden_layers"] == _WIDE_GEMMAS.get(architecture):
         found["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"]
+    if architecture == "qwen35":
+        found |= _of_hybrid(header)
     kind = header.metadata.get(f"{architecture}.rope.scaling.type")
     factor = header.metadata.get(f"{architecture}.rope.scaling.factor")
     if kind in ("linear", "yarn") and isinstance(factor, float):
@@ -138,8 +180,36 @@ def _left_out(header: GgufHeader, config: Mapping[str, Any]) -> dict[str, Any]:
         original = header.count(f"{architecture}.rope.scaling.original_context_length")
         if kind == "yarn" and original is not None:
             scaling["original_max_position_embeddings"] = original
-        found["rope_scaling"] = scaling
+        if "rope_parameters" in found:
+            found["rope_parameters"] |= scaling
+        else:
+            found["rope_scaling"] = scaling
     return found
+
+
+def _of_hybrid(header: GgufHeader) -> dict[str, Any]:
+    """Return what the metadata of Qwen3.5 says in other words than its class."""
+    count, number = header.count, header.metadata.get("qwen35.rope.freq_base")
+    width, num_heads = count("qwen35.attention.key_length"), count("qwen35.ssm.time_step_rank")
+    inner, num_key_heads = count("qwen35.ssm.inner_size"), count("qwen35.ssm.group_count")
+    if not (width and num_heads and inner and num_key_heads) or inner % num_heads or num_heads % num_key_heads:
+        raise CheckpointError(
+            f"the metadata of {header.file} has {inner} values in {num_heads} heads and {num_key_heads} heads of keys; "
+            "expected multiples above 0; download it again"
+        )
+    sections = header.metadata.get("qwen35.rope.dimension_sections")
+    kept = [one for one in sections.numbers() if one] if isinstance(sections, GgufArray) else _ROPE_SECTIONS
+    rope: dict[str, Any] = {"rope_type": "default", "mrope_section": kept, "mrope_interleaved": True}
+    if isinstance(number, float):
+        rope["rope_theta"] = number
+    rotated = count("qwen35.rope.dimension_count")
+    if rotated is not None:
+        rope["partial_rotary_factor"] = rotated / width
+    return {
+        "num_hidden_layers": _num_layers(header),
+        "linear_value_head_dim": inner // num_heads,
+        "rope_parameters": rope,
+    }
 
 
 def _plain(value: MetadataValue) -> Any:

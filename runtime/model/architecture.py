@@ -83,8 +83,10 @@ class DecoderParts:
     """Parameters that are not stored because they are another one: full name -> full name of the stored one."""
     paired_heads: Mapping[str, int] = field(default_factory=dict)
     """Heads of the linear layers whose outputs the file has in pairs, by full name: see `gguf_names`."""
-    shifts: Mapping[str, float] = field(default_factory=dict)
-    """What is added to a module's stored weight when it is bound, by the module's full name."""
+    restored: Mapping[str, gguf_names.Restore] = field(default_factory=dict)
+    """What a stored vector is changed by when it is bound, by its parameter's full name."""
+    has_tiled_heads: bool = False
+    """Whether heads of values of recurrent layers take turns between those of keys: see `gguf_names`."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -284,7 +286,8 @@ def inspect_decoder(model: PreTrainedModel, checkpoint: Checkpoint) -> DecoderPa
         other_formats=formats_of(others),
         tied=tied,
         paired_heads={} if header is None else gguf_names.paired_heads(stored_names, header, model.config),
-        shifts={} if header is None else gguf_names.shifts_of(stored_names, header),
+        restored={} if header is None else gguf_names.restored_vectors(stored_names, header),
+        has_tiled_heads=header is not None and gguf_names.has_tiled_heads(header),
     )
 
 

@@ -43,10 +43,13 @@ def _is_delta(module: nn.Module) -> bool:
     return set(plain.__code__.co_names) >= _CALLED and "cache" in inspect.signature(plain).parameters
 
 
-def compute_over_trees(module: nn.Module, layer: RecurrentLayer) -> None:
-    """Let a Gated DeltaNet module compute the pieces that its cache `layer` has been told of."""
+def compute_over_trees(module: nn.Module, layer: RecurrentLayer, *, has_tiled_heads: bool = False) -> None:
+    """Let a Gated DeltaNet module compute the pieces that its cache `layer` has been told of.
+
+    `has_tiled_heads`: see `DecoderParts`.
+    """
     plain = cast(FunctionType, inspect.unwrap(type(module).forward))
-    seam = _Seam(layer)
+    seam = _Seam(layer, has_tiled_heads=has_tiled_heads)
     ours: dict[str, Callable[..., object]] = {
         "causal_conv1d_fn": seam.convolve,
         "torch_chunk_gated_delta_rule": seam.apply_rule,
@@ -76,8 +79,9 @@ class _Visited:
 class _Seam:
     """Stands where a module expects its functions, and its cache, which holds nothing that it could see itself."""
 
-    def __init__(self, layer: RecurrentLayer) -> None:
+    def __init__(self, layer: RecurrentLayer, *, has_tiled_heads: bool) -> None:
         self._layer = layer
+        self._has_tiled_heads = has_tiled_heads
         self._visited: list[_Visited] = []
 
     def get_conv_state(self, *_: object, **__: object) -> None:
@@ -140,9 +144,16 @@ class _Seam:
         What stands in the stash was convolved beside them, and is split as they are.
         """
         heads = [states.shape[2:] for states in (query, key, value)]
-        outputs = [self._read(each, heads, g[0].to(torch.float32), beta[0].to(torch.float32)) for each in self._visited]
+        log_decay, weights = (self._grouped(gates[0].to(torch.float32), key.shape[2]) for gates in (g, beta))
+        outputs = torch.cat([self._read(each, heads, log_decay, weights) for each in self._visited])
         self._visited = []
-        return torch.cat(outputs)[None].to(value.dtype), None
+        if self._has_tiled_heads:
+            outputs = _turned(outputs, key.shape[2])
+        return outputs[None].to(value.dtype), None
+
+    def _grouped(self, states: torch.Tensor, num_key_heads: int) -> torch.Tensor:
+        """Return (T, Hv, ...) with the heads that go with one head of the keys beside each other."""
+        return _turned(states, states.shape[1] // num_key_heads) if self._has_tiled_heads else states
 
     def _read(
         self, each: _Visited, heads: list[torch.Size], log_decay: torch.Tensor, beta: torch.Tensor
@@ -151,6 +162,7 @@ class _Seam:
         piece, held, split = each.piece, each.before.tensors, each.piece.num_folded
         parts = each.convolved.split([size.numel() for size in heads], dim=1)  # type: ignore[no-untyped-call]
         query, key, value = (part.unflatten(1, size) for part, size in zip(parts, heads, strict=True))
+        value = self._grouped(value, heads[1][0])
         log_decay, beta = log_decay[piece.tokens], beta[piece.tokens]
         if held is None:
             state = beta.new_zeros(heads[2][0], heads[1][1], heads[2][1])
@@ -175,3 +187,9 @@ class _Seam:
         )
         self._layer.after(piece, LaneState(each.before.base + split, made))
         return torch.cat(read)[-num_new:]
+
+
+def _turned(states: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return (T, H, ...) with its heads column by column, which stand in so many rows of a table."""
+    table = states.reshape(len(states), num_rows, states.shape[1] // num_rows, *states.shape[2:])
+    return table.transpose(1, 2).flatten(1, 2)

@@ -2,12 +2,12 @@
 
 Names go by gguf-py's map of the architecture, as in transformers' own loading (modeling_gguf_pytorch_utils.py). What
 its tensor processors change in memory is not changed here but described, and undone where it costs no bytes: rows of
-queries and keys that the file has in pairs are put in halves once they are multiplied, norms that are stored with 1
-added are lowered when they are bound.
+queries and keys that the file has in pairs are put in halves once they are multiplied, vectors that are stored in other
+words, as norms with 1 added, are put right when they are bound, and heads of values in another order stay in it.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ from profiles.errors import quote
 
 _PAIRED = {"llama": {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}}
 """By architecture: whose rows the file has in pairs, for rotations of neighbours, and what counts its heads."""
-_RAISED_NORMS = ("gemma2", "gemma3")
+_RAISED_NORMS = ("gemma2", "gemma3", "qwen35")
 """Whose norms are stored with 1 added."""
+_PLAIN_NORM, _DECAY = "ssm_norm.weight", "ssm_a"
+"""What of a recurrent layer is a norm as it is, and what holds -exp(A_log)."""
+_TILED = ("qwen35",)
+"""Whose heads of values take turns between the heads of keys, which they follow one after the other elsewhere."""
 _ROPE_FACTORS, _LONG_FACTORS = "rope_freqs.weight", ("rope_factors_short.weight", "rope_factors_long.weight")
 _MAX_FACTORS = 4096
 _BLOCK = re.compile(r"blk\.\d{1,6}\.(?P<part>\w+)\.(weight|bias)", re.ASCII)
@@ -41,10 +45,13 @@ def stored_names_of(parameters: Iterable[str], header: GgufHeader, *, num_layers
     names = get_tensor_name_map(architecture, num_layers)
     found = {}
     for parameter in parameters:
-        base, dot, suffix = parameter.rpartition(".")
+        whole = names.get_name(parameter)
+        base, _, suffix = re.sub(r"\.dt_bias$", ".dt_proj.bias", parameter).rpartition(".")
         stored = names.get_name(base)
-        if stored is not None and f"{stored}{dot}{suffix}" in header.tensors:
-            found[parameter] = f"{stored}{dot}{suffix}"
+        if whole is not None and whole in header.tensors:
+            found[parameter] = whole
+        elif stored is not None and f"{stored}.{suffix}" in header.tensors:
+            found[parameter] = f"{stored}.{suffix}"
     return found
 
 
@@ -59,15 +66,37 @@ def paired_heads(stored_names: Mapping[str, str], header: GgufHeader, config: An
     return found
 
 
-def shifts_of(stored_names: Mapping[str, str], header: GgufHeader) -> dict[str, float]:
-    """Return what is to be added to the stored vectors, by the name of the module that has the weight."""
+Restore = Callable[[torch.Tensor], torch.Tensor]
+"""Makes the vector that a class knows of the one that is stored, both float32."""
+
+
+def restored_vectors(stored_names: Mapping[str, str], header: GgufHeader) -> dict[str, Restore]:
+    """Return what makes the class's own of the vectors that the file has in other words, by the parameter's name."""
     if header.architecture not in _RAISED_NORMS:
         return {}
-    return {
-        parameter.rpartition(".")[0]: -1.0
-        for parameter, stored in stored_names.items()
-        if stored.endswith("norm.weight")
-    }
+    found: dict[str, Restore] = {}
+    for parameter, stored in stored_names.items():
+        if stored.endswith("norm.weight") and not stored.endswith(_PLAIN_NORM):
+            found[parameter] = _lowered
+        elif stored.endswith(f".{_DECAY}"):
+            found[parameter] = _log_of_negative
+    return found
+
+
+def _lowered(stored: torch.Tensor) -> torch.Tensor:
+    return stored - 1
+
+
+def _log_of_negative(stored: torch.Tensor) -> torch.Tensor:
+    return stored.neg().log()
+
+
+def has_tiled_heads(header: GgufHeader) -> bool:
+    """Return whether head h of the values of a recurrent layer goes with head h mod Hk of its keys.
+
+    All that has to do with these heads is stored in their order, so that nothing of it needs to move.
+    """
+    return header.architecture in _TILED
 
 
 def rope_settings(checkpoint: Checkpoint) -> dict[str, Any]:

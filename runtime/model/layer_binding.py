@@ -23,12 +23,13 @@ from offload.formats.weight_format import (
     WidenedWeight,
     multiply_to_float32,
 )
+from runtime.model.gguf_names import Restore
 
 HOST_DEVICE = torch.device("cpu")
 PIECE = "@"
 """In the name of a tensor that is one of several rows of a parameter: stands between that one's name and its place."""
-_SHIFT = "stored_shift"
-"""The attribute of a module that says what is added to its stored weight."""
+_RESTORED = "restored_vectors"
+"""The attribute of a module that says what its stored vectors are changed by, by their names in it."""
 Convert = Callable[[StoredWeight], StoredWeight]
 """Makes another weight, in memory of its own, of one that views a slab."""
 
@@ -87,17 +88,18 @@ def in_halves(outputs: torch.Tensor, num_heads: int) -> torch.Tensor:
     return pairs.transpose(-1, -2).reshape(outputs.shape)
 
 
-def undo_conversion(model: nn.Module, paired_heads: Mapping[str, int], shifts: Mapping[str, float]) -> None:
+def undo_conversion(model: nn.Module, paired_heads: Mapping[str, int], restored: Mapping[str, Restore]) -> None:
     """Let the layers of an empty model take weights that the file has in other words: see `gguf_names`.
 
-    Both by full name: of linear layers the heads whose outputs are in pairs, of modules what is added to their weight.
+    By full name: of linear layers the heads whose outputs are in pairs, of vectors what changes them back.
     """
     for name, num_heads in paired_heads.items():
         linear = model.get_submodule(name)
         assert isinstance(linear, StoredLinear), f"{name} is no linear layer"
         linear.paired_heads = num_heads
-    for name, shift in shifts.items():
-        model.get_submodule(name).__dict__[_SHIFT] = shift
+    for name, restore in restored.items():
+        owner, _, attribute = name.rpartition(".")
+        model.get_submodule(owner).__dict__.setdefault(_RESTORED, {})[attribute] = restore
 
 
 def replace_linears(module: nn.Module, scratch: UpcastScratch) -> None:
@@ -179,8 +181,9 @@ class ModuleBinder:
         owner_name, _, attribute = name.rpartition(".")
         owner = self._module.get_submodule(owner_name)
         device = tensor.device if self._convert is None else self._compute.device
-        if attribute == "weight" and _SHIFT in owner.__dict__:
-            tensor = tensor.to(torch.float32) + owner.__dict__[_SHIFT]
+        restore: Restore | None = owner.__dict__.get(_RESTORED, {}).get(attribute)
+        if restore is not None:
+            tensor = restore(tensor.to(torch.float32))
         widened = tensor.to(device, self._compute.dtype, copy=self._convert is not None)
         if isinstance(owner, StoredLinear):
             owner.bias = widened

@@ -482,7 +482,7 @@ def _open_parts(
     parts = open_decoder(files.checkpoint, dtype=compute.dtype)
     num_elements = files.scratch_elements(compute.dtype, compute.device)
     replace_linears(parts.model, UpcastScratch(compute.dtype, compute.device, num_elements=num_elements))
-    undo_conversion(parts.model, parts.paired_heads, parts.shifts)
+    undo_conversion(parts.model, parts.paired_heads, parts.restored)
     _let_head_give_float32(parts.model, files, compute)
     tensors, formats = dict(others), dict(parts.other_formats)
     for name, source in parts.tied.items():

@@ -129,7 +129,7 @@ class StreamedModel:
             recurrent=deltas,
         )
         for index, module in deltas.items():
-            compute_over_trees(module, self.cache.layers[index])
+            compute_over_trees(module, self.cache.layers[index], has_tiled_heads=parts.has_tiled_heads)
         if rows is not None and streamer is not None:
             for index in rows.layers:  # for measurements through another ring, which has no rows
                 self.cache.lend(index, rows.in_slot(index, streamer.row_slots[0]), compute.dtype)

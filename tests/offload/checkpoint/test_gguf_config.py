@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
+from transformers import AutoConfig
+from transformers.integrations.gguf.gguf_config_mapping import get_gguf_config
+from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from offload.checkpoint import gguf_config
 from offload.checkpoint.checkpoint import Checkpoint
-from offload.checkpoint.gguf_config import config_of_gguf, end_token_ids, quantization_of_gguf
+from offload.checkpoint.gguf_config import config_of_gguf, end_token_ids, quantization_of_gguf, tensors_of_gguf
 from offload.checkpoint.gguf_file import read_gguf
 from offload.errors import CheckpointError
 from tests.support.gguf_bytes import FLOAT32, STRING, UINT32, gguf_bytes, key, tensor
@@ -19,7 +23,7 @@ _OURS = {"head_dim"}
 """What transformers' mapping of some architectures drops."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen35"])
 def test_the_settings_are_those_of_transformers_own_mapping(kind: str, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", gguf_model(kind), kind=kind)
     expected = load_gguf_checkpoint(file)["config"]
@@ -29,6 +33,55 @@ def test_the_settings_are_those_of_transformers_own_mapping(kind: str, tmp_path:
         name: value for name, value in expected.items() if name not in _NOT_SETTINGS
     }
     assert found.keys() - expected.keys() <= _OURS
+
+
+@pytest.mark.parametrize("num_guessing", [0, 1])
+def test_a_hybrid_is_the_one_of_transformers_own_mapping(num_guessing: int, tmp_path: Path) -> None:
+    """Heads that guess further tokens are counted among the blocks, and are none of the decoder's."""
+    model = gguf_model("qwen35")
+    extra = (
+        {f"blk.3.nextn.{name}.weight": np.ones(4, np.float32) for name in ("enorm", "hnorm")} if num_guessing else {}
+    )
+    metadata = {"qwen35.nextn_predict_layers": num_guessing}
+    file = write_gguf(
+        tmp_path / "m.gguf", model, kind="qwen35", extra=extra, metadata=metadata, num_blocks=3 + num_guessing
+    )
+    expected = get_gguf_config(*read_gguf_metadata(str(file)))
+    found = Checkpoint.open(file)
+    assert set(found.config) == set(expected) - {"architectures"}
+    settings = AutoConfig.for_model(**found.config).to_dict()
+    assert settings == {**AutoConfig.for_model(**expected).to_dict(), "architectures": None}
+    assert settings["num_hidden_layers"] == 3
+    own = model.config.to_dict()
+    assert {name: settings[name] for name in own if name.startswith("linear_") or name == "layer_types"} == {
+        name: own[name] for name in own if name.startswith("linear_") or name == "layer_types"
+    }
+    assert not any(name.startswith("blk.3.") for name in found.tensors)
+    assert found.tensors["blk.0.ssm_conv1d.weight"].shape == (2 * 2 * 8 + 6 * 16, 1, 4)
+
+
+def test_every_other_file_keeps_its_tensors(tmp_path: Path) -> None:
+    header = read_gguf(write_gguf(tmp_path / "m.gguf", gguf_model("qwen2"), kind="qwen2"))
+    assert tensors_of_gguf(header) is header.tensors
+
+
+HYBRID = {
+    **{"attention.key_length": 8, "full_attention_interval": 4, "ssm.conv_kernel": 4, "ssm.state_size": 8},
+    **{"ssm.group_count": 2, "ssm.time_step_rank": 6, "ssm.inner_size": 48},
+}
+
+
+def test_a_hybrid_that_says_nothing_of_its_rotations_has_the_usual_ones(tmp_path: Path) -> None:
+    found = read(tmp_path, sizes("qwen35", **HYBRID))
+    assert found["model_type"] == "qwen3_5_text" and found["linear_value_head_dim"] == 8
+    assert found["rope_parameters"] == {
+        "rope_type": "default",
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    }
+    yarn = [key("qwen35.rope.scaling.type", STRING, "yarn"), key("qwen35.rope.scaling.factor", FLOAT32, 4.0)]
+    scaled = read(tmp_path, [*sizes("qwen35", **HYBRID), *yarn])
+    assert scaled["rope_parameters"]["rope_type"] == "yarn" and "rope_scaling" not in scaled
 
 
 def sizes(architecture: str, **more: int) -> list[bytes]:
@@ -102,6 +155,12 @@ def test_the_numbers_of_mixes_are_those_of_ggufs_own_package() -> None:
         (sizes("cohere2"), "holds the architecture 'cohere2', for which there is no mapping"),
         (sizes("qwen3moe"), "holds the architecture 'qwen3moe', for which there is no mapping"),
         (sizes("llama", expert_count=8), "holds a mixture of experts"),
+        (sizes("qwen3next", expert_count=512), "holds a mixture of experts"),
+        (sizes("qwen35moe", expert_count=256), "holds a mixture of experts"),
+        (sizes("qwen3next"), "use the model's safetensors folder"),
+        (sizes("qwen35"), "lacks qwen35.attention.key_length"),
+        (sizes("qwen35", **{**HYBRID, "ssm.time_step_rank": 0}), "48 values in 0 heads and 2 heads of keys; expected"),
+        (sizes("qwen35", **{**HYBRID, "ssm.group_count": 4}), "48 values in 6 heads and 4 heads of keys; expected"),
         (sizes("llama")[:-1], "lacks llama.attention.head_count"),
         ([*sizes("llama")[:-1], key("llama.attention.head_count", STRING, "4")], "expected a whole number"),
     ],

@@ -199,7 +199,7 @@ def test_a_file_is_not_a_model(tmp_path):
         find_model(str(tmp_path / "model.safetensors"), what="the target")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "qwen35"])
 def test_sizes_of_a_gguf_file_are_those_of_its_header(kind, tmp_path):
     file = write_gguf(tmp_path / "m-Q4_0.gguf", gguf_model(kind), kind=kind, types=("Q8_0", *["Q4_0"] * 7))
     found, files = find_model(str(file), what="the target"), ModelFiles.open(file)
@@ -207,6 +207,7 @@ def test_sizes_of_a_gguf_file_are_those_of_its_header(kind, tmp_path):
     assert found.formats[0].name == "Q4_0" and found.stored is not None
     assert found.stored.total_bytes - files.checkpoint.total_bytes <= 4096 * found.num_layers
     assert find_model(str(tmp_path), what="the target") == found
+    assert (found.recurrence is not None) == (kind == "qwen35")
 
 
 @pytest.mark.parametrize(("types", "expected"), [(("F16",), "float16"), (("BF16",), "bfloat16"), (("F32",), "float32")])

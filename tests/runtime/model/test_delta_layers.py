@@ -61,6 +61,38 @@ def test_a_text_and_a_tree_are_computed_as_token_by_token(kind: str) -> None:
 
 
 @torch.inference_mode()
+def test_heads_that_take_turns_are_the_same_heads() -> None:
+    """As GGUF files have them, in every weight that has to do with values."""
+    plain, ours, config = modules_of("qwen3_5_text", linear_num_key_heads=2, linear_num_value_heads=6)
+    width = config.linear_value_head_dim
+    heads = torch.arange(6).view(2, 3).T.reshape(-1)
+    channels = (heads[:, None] * width + torch.arange(width)).reshape(-1)
+    behind = 2 * 2 * config.linear_key_head_dim
+    rows = torch.cat((torch.arange(behind), behind + channels))
+    order = {
+        "in_proj_qkv.weight": rows,
+        "conv1d.weight": rows,
+        "in_proj_z.weight": channels,
+        "out_proj.weight": channels,
+    }
+    for name, parameter in ours.named_parameters():
+        index = order.get(name, heads)
+        if name == "out_proj.weight":
+            parameter.copy_(parameter[:, index])
+        elif not name.startswith("norm"):
+            parameter.copy_(parameter[index])
+    layer = RecurrentLayer(1)
+    compute_over_trees(ours, layer, has_tiled_heads=True)
+    hidden = torch.randn(9, 32, generator=torch.Generator().manual_seed(2))
+    planner, found = LanePlanner(0, base=0, last_mark=0, num_text=9), []
+    for start, stop in ((0, 5), (5, 6), (6, 9)):
+        layer.pieces = (planner.plan(slice(0, stop - start), num_keys=stop),)
+        found.append(ours(hidden[None, start:stop])[0])
+        layer.settle()
+    torch.testing.assert_close(torch.cat(found), own_outputs(plain, config, hidden), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
 def test_nothing_that_others_use_is_changed() -> None:
     plain, ours, config = modules_of("qwen3_5_text")
     file = sys.modules[type(ours).__module__]

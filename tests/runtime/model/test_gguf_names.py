@@ -56,7 +56,7 @@ def test_streamed_logits_equal_transformers_own_of_the_same_file(
         torch.testing.assert_close(expected, logits_of(model, TOKENS), **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "qwen35"])
 def test_every_node_of_a_tree_has_the_logits_of_its_own_path(kind: str, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "m.gguf", gguf_model(kind), kind=kind, types=TYPES)
     topology = tree_of_counts([3, 2, 1, 0, 1, 0, 0, 0])
@@ -73,10 +73,10 @@ def test_every_node_of_a_tree_has_the_logits_of_its_own_path(kind: str, tmp_path
         torch.testing.assert_close(logits[node], logits_of(model, path)[-1], **TOLERANCE)
 
 
-@pytest.mark.parametrize("types", [TYPES, ("F16",)])
-def test_a_tree_of_drafts_writes_the_text_of_plain_decoding(types: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "types"), [("llama", TYPES), ("llama", ("F16",)), ("qwen35", TYPES)])
+def test_a_tree_of_drafts_writes_the_text_of_plain_decoding(kind: str, types: tuple[str, ...], tmp_path: Path) -> None:
     """A substitute shares the file's order of rows, held as int8 as well as shared with the target."""
-    file = write_gguf(tmp_path / "m.gguf", gguf_model("llama"), kind="llama", types=types)
+    file = write_gguf(tmp_path / "m.gguf", gguf_model(kind), kind=kind, types=types)
     asked = request("abba", max_new_tokens=12)
     with open_tiny(file, num_residents=0) as opened:
         _, plain = answer(opened, asked)
@@ -84,6 +84,16 @@ def test_a_tree_of_drafts_writes_the_text_of_plain_decoding(types: tuple[str, ..
         with open_tiny(file, tree="8x4", num_residents=1, **settings) as opened:
             _, drafted = answer(opened, asked)
         assert drafted == plain
+
+
+@pytest.mark.parametrize("num_value_heads", [2, 4])
+def test_a_hybrid_has_its_heads_wherever_the_file_puts_them(num_value_heads: int, tmp_path: Path) -> None:
+    """As many heads of values as of keys have one order only; and heads that guess further tokens are left out."""
+    model = gguf_model("qwen35", linear_num_value_heads=num_value_heads)
+    extra = {"blk.3.nextn.enorm.weight": np.ones(256, np.float32)}
+    metadata = {"qwen35.nextn_predict_layers": 1}
+    file = write_gguf(tmp_path / "m.gguf", model, kind="qwen35", extra=extra, metadata=metadata, num_blocks=4)
+    torch.testing.assert_close(streamed_logits(file), logits_of(model, TOKENS), **TOLERANCE)
 
 
 def test_parts_stream_as_one_file_does(tmp_path: Path) -> None:

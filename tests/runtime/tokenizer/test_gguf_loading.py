@@ -52,6 +52,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama3": ("llama", {**byte_level(), "pre": "llama-bpe"}),
     "qwen2": ("qwen2", {**byte_level(), "pre": "qwen2"}),
     "qwen3": ("qwen3", {**byte_level(), "pre": "qwen2", "add_bos_token": False}),
+    "qwen35": ("qwen35", {**byte_level(), "pre": "qwen35"}),
     "with bos": ("qwen2", {**byte_level(), "add_bos_token": True}),
     "sentencepiece": ("llama", SENTENCEPIECE_OWN),
     "without bos": ("llama", {**SENTENCEPIECE_OWN, "add_bos_token": False}),
