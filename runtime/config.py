@@ -5,7 +5,6 @@ prompt files and settings of the chat app derive from their fields. Each value i
 opened; whether it fits the machine is not known here.
 """
 
-import math
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import Field, dataclass, fields, replace
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 
 from offload.units import LinkSpeed, parse_bytes, parse_link
 from profiles.errors import BadInputError
-from runtime.errors import OptionError
+from runtime.errors import OptionValueError
 
 ComputeDtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReadPath = Literal["auto", "direct", "buffered"]
@@ -49,6 +48,8 @@ SCHEMES_OF_ONE_TEXT = ("greedy", "coupled", "top-k")
 SCHEMES_IN_CONTEXT = ("greedy", "coupled")
 """A tree's shape may depend on what was drawn where the target's own token is followed, whatever the tree holds."""
 
+MAX_TEMPERATURE = 2.0
+"""As in OpenAI's API; far above it a text is noise."""
 MAX_TREE_NODES, MAX_TREE_LEVELS = 4096, 128
 """The largest tree that may be asked for, and the deepest that is searched for.
 
@@ -141,11 +142,11 @@ def _described(owner: Any) -> Mapping[str, Option]:
 
 
 def check_choices(options: Any) -> None:
-    """Raise OptionError where an option has another value than one of its choices."""
+    """Raise OptionValueError where an option has another value than one of its choices."""
     for name, option in options_of(type(options)).items():
         found = getattr(options, name)
         if option.choices and found not in option.choices:
-            raise OptionError(f"{name} is {found!r}; it must be one of {', '.join(option.choices)}")
+            raise OptionValueError(name, f" is {found!r}; it must be one of {', '.join(option.choices)}")
 
 
 def parse_memory(text: str, option: str) -> int:
@@ -160,7 +161,7 @@ def parse_prefix_cache(text: str) -> int | None:
     try:
         return parse_bytes(text)
     except BadInputError as error:
-        raise OptionError(f"prefix_cache is {text!r}; it must be auto, off, or a size as in 20GB") from error
+        raise OptionValueError("prefix_cache", f" is {text!r}; it must be auto, off, or a size as in 20GB") from error
 
 
 def parse_batch(text: str, option: str) -> int | None:
@@ -168,7 +169,7 @@ def parse_batch(text: str, option: str) -> int | None:
     if text == "auto":
         return None
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST_BATCH:
-        raise OptionError(f"{option} is {text!r}; it must be auto, or from 1 to {MOST_BATCH} prompts")
+        raise OptionValueError(option, f" is {text!r}; it must be auto, or from 1 to {MOST_BATCH} prompts")
     return int(text)
 
 
@@ -177,7 +178,7 @@ def parse_thinking_budget(text: str, option: str) -> int:
     if text in ("on", "off"):
         return UNLIMITED_THINKING if text == "on" else 0
     if re.fullmatch("[0-9]{1,9}", text) is None:
-        raise OptionError(f"{option} is {text!r}; it must be on, off, or the most tokens of thinking, as in 500")
+        raise OptionValueError(option, f" is {text!r}; it must be on, off, or the most tokens of thinking, as in 500")
     return int(text)
 
 
@@ -190,7 +191,7 @@ def _parsed(parse: Callable[[str], _Parsed], text: str, option: str) -> _Parsed:
     try:
         return parse(text)
     except BadInputError as error:
-        raise OptionError(f"{option}: {error}") from error
+        raise OptionValueError(option, f": {error}") from error
 
 
 _LEAST = {
@@ -393,23 +394,23 @@ class EngineConfig:
         for name, minimum in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
-                raise OptionError(f"{name} is {value}; it must be {minimum} or more")
+                raise OptionValueError(name, f" is {value}; it must be {minimum} or more")
             if value is not None and value > _MOST.get(name, value):
-                raise OptionError(f"{name} is {value}; it must be {_MOST[name]} or less")
+                raise OptionValueError(name, f" is {value}; it must be {_MOST[name]} or less")
         check_choices(self)
         model = "a model folder, a GGUF file or a hub name"
         device = "auto, cpu, or one as in cuda:0"
         for name, what in {"target": model, "draft": model, "device": device, "draft_device": device}.items():
             text = getattr(self, name)
             if text is not None and not text.strip():
-                raise OptionError(f"{name} is empty; give {what}")
+                raise OptionValueError(name, f" is empty; give {what}")
         parse_tree(self.tree)
         parse_prefix_cache(self.prefix_cache)
         for name in ("link", "disk_link"):
             if getattr(self, name) is not None:
                 parse_speed(getattr(self, name), name)
         if self.disk_link is not None and self.link is None:
-            raise OptionError("disk_link has no link in front of it; give link (--emulate-link) as well")
+            raise OptionValueError("disk_link", " has no link in front of it; give --emulate-link as well")
 
     @property
     def draft_model(self) -> str | None:
@@ -440,9 +441,11 @@ class EngineConfig:
 class SamplingParams:
     """The choices of one answer, the same for draft and target; raises OptionError for a value outside its range."""
 
-    temperature: Annotated[float, Option("0 is greedy, the likeliest token each time; higher is more varied.")] = 0.0
+    temperature: Annotated[float, Option("0 is greedy, the likeliest token each time; up to 2, more varied.")] = 0.0
     """Logits are divided by it."""
-    top_p: Annotated[float, Option("Keep the likeliest tokens up to this mass: above 0, at most 1; 1 keeps all.")] = 1.0
+    top_p: Annotated[
+        float, Option("Keep the likeliest tokens up to this mass, from 0, the likeliest alone, to 1, all.")
+    ] = 1.0
     top_k: Annotated[int, Option("Keep this many of the likeliest tokens; 0 keeps all.")] = 0
     min_p: Annotated[
         float, Option("Drop tokens below this share of the likeliest one's probability; 0 drops none.")
@@ -504,8 +507,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         rules = (
-            ("temperature", "0 or more", math.isfinite(self.temperature) and self.temperature >= 0),
-            ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("temperature", f"from 0 (greedy) to {MAX_TEMPERATURE:g}", 0 <= self.temperature <= MAX_TEMPERATURE),
+            ("top_p", "from 0 (the likeliest token alone) to 1 (off)", 0 <= self.top_p <= 1),
             ("top_k", "0 (off) or more", self.top_k >= 0),
             ("min_p", "from 0 (off) to 1", 0 <= self.min_p <= 1),
             ("repetition_penalty", "from 0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
@@ -520,9 +523,7 @@ class SamplingParams:
         )
         for name, expected, is_kept in rules:
             if not is_kept:
-                found = getattr(self, name)
-                found = list(found) if isinstance(found, tuple) else found
-                raise OptionError(f"{name} is {found}; it must be {expected}")
+                raise OptionValueError(name, f" is {_as_typed(getattr(self, name))}; it must be {expected}")
         check_choices(self)
 
     @property
@@ -541,6 +542,13 @@ class SamplingParams:
         return "coupled" if self.verification == "auto" else self.verification
 
 
+def _as_typed(value: Any) -> str:
+    """Return a value as people write it: 3 of 3.0, and one thing of a list of one."""
+    if isinstance(value, tuple):
+        value = value[0] if len(value) == 1 else list(value)
+    return repr(value).removesuffix(".0")
+
+
 def _is_utf_8(text: str) -> bool:
     """Return whether there is no half of a surrogate pair, as in an argument of another encoding."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
@@ -555,13 +563,14 @@ def parse_tree(text: str) -> tuple[TreeKind, tuple[int, int] | None]:
         return _OPEN_TREES[text], None
     match = re.fullmatch(r"(dynamic:)?([0-9]{1,9})x([0-9]{1,9})", text)
     if match is None:
-        raise OptionError(
-            f"tree is {text!r}; it must be auto, static, dynamic, nodes x levels as in 64x10, or dynamic:64x10"
+        raise OptionValueError(
+            "tree", f" is {text!r}; it must be auto, static, dynamic, nodes x levels as in 64x10, or dynamic:64x10"
         )
     num_nodes, num_levels = int(match[2]), int(match[3])
     if not 2 <= num_levels <= num_nodes <= MAX_TREE_NODES:
-        raise OptionError(
-            f"tree is {text!r}; it needs 2 to {MAX_TREE_NODES} nodes and from 2 levels up to one per node, "
-            "the root counted in both"
+        raise OptionValueError(
+            "tree",
+            f" is {text!r}; it needs 2 to {MAX_TREE_NODES} nodes and from 2 levels up to one per node, the root "
+            "counted in both",
         )
     return ("dynamic" if match[1] else "static"), (num_nodes, num_levels)

@@ -6,6 +6,7 @@ OverstoryError                  exit code 1
 └── ShuttingDownError           the server ends before it can answer
 BadInputError                   exit code 2
 ├── OptionError                 a setting outside its range
+│   ├── OptionValueError        one option's value, whose name leads the sentence
 │   └── PromptTooLongError      the prompt leaves no room in the context
 └── PromptFileError             a prompt file or one of its lines cannot be read
 """
@@ -32,6 +33,19 @@ class ShuttingDownError(OverstoryError):
 
 class OptionError(BadInputError):
     """A setting is outside its range."""
+
+
+class OptionValueError(OptionError):
+    """The value of one option is outside its range; the sentence begins with the option's name."""
+
+    def __init__(self, option: str, rest: str) -> None:
+        """`rest` is what follows the name, as in ` is 0; it must be 1 or more`."""
+        super().__init__(f"{option}{rest}")
+        self.option, self.rest = option, rest
+
+    def called(self, name: str) -> "OptionValueError":
+        """Return the error under the name that the option has where it was typed."""
+        return OptionValueError(name, self.rest)
 
 
 class PromptTooLongError(OptionError):

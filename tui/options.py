@@ -5,13 +5,17 @@ A command takes a record as one parameter, and `with_option_groups` shows the co
 
 import inspect
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, is_dataclass, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from typer.models import ParameterInfo
 
+from profiles.errors import quote
 from runtime.config import ANSWERS, DEFAULT_CONTEXT_TOKENS, EngineConfig, Option, SamplingParams, options_of
+from runtime.errors import OptionError, OptionValueError
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -90,8 +94,13 @@ def typed_fields(command_line: typer.Context, owner: type[Any]) -> frozenset[str
 
 
 def with_option_groups(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Show the command line one flag per option wherever `command` takes a dataclass of options."""
+    """Show the command line one flag per option wherever `command` takes a dataclass of options.
+
+    Whatever is wrong with a value is told of the option as it is typed: numbers are read here rather than by the
+    library, and errors of records, which know their fields, get the flags of these.
+    """
     groups: dict[str, Callable[[dict[str, Any]], object]] = {}
+    flags: dict[str, str] = {}
     parameters: list[inspect.Parameter] = []
     signature = inspect.signature(command, eval_str=True)
     for parameter in signature.parameters.values():
@@ -100,13 +109,18 @@ def with_option_groups(command: Callable[..., int | None]) -> Callable[..., int 
             shown = next((note for note in notes if isinstance(note, Shown)), Shown())
             groups[parameter.name], members = _flags(kind, shown)
             parameters += members
+            flags |= {name: flag_of(option.typed_name) for name, option in options_of(kind).items()}
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_checked(parameter)))
+            flags[parameter.name] = flag_of(parameter.name)
 
     @wraps(command)
     def flat_command(**values: Any) -> int | None:
-        collected = {name: group(values) for name, group in groups.items()}
-        return command(**collected, **values)
+        try:
+            collected = {name: group(values) for name, group in groups.items()}
+            return command(**collected, **values)
+        except OptionValueError as error:
+            raise error.called(flags.get(error.option, error.option)) from error
 
     flat_command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     flat_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -150,14 +164,63 @@ def _annotation(name: str, option: Option) -> Any:
         kind = str
     elif option.parse is not None:
         kind = str | None
-    names = (f"--{name}".replace("_", "-"),) if kind is bool else ()
     shown: Any = True if option.unset is None else option.unset
-    return Annotated[kind, typer.Option(*names, help=option.help, rich_help_panel=option.group, show_default=shown)]
+    flag = typer.Option(flag_of(name), help=option.help, rich_help_panel=option.group, show_default=shown)
+    return Annotated[kind, _reading_numbers(kind, flag, flag_of(name))]
+
+
+def _checked(parameter: inspect.Parameter) -> Any:
+    """Return the annotation of an option of one command alone, whose numbers are read by us."""
+    kind, *notes = get_args(parameter.annotation) if get_origin(parameter.annotation) is Annotated else (None,)
+    infos = [note for note in notes if isinstance(note, ParameterInfo)]
+    if not infos:
+        return parameter.annotation
+    flag = next((name for name in infos[0].param_decls or () if name.startswith("--")), flag_of(parameter.name))
+    return Annotated[kind, _reading_numbers(kind, infos[0], flag)]
+
+
+def _reading_numbers(kind: Any, info: ParameterInfo, flag: str) -> ParameterInfo:
+    """Return what typer is told of an option, with a reader of our own where its values are numbers."""
+    number = next((each for each in _NUMBERS if each in (kind, *_members(kind))), None)
+    if number is None:
+        return info
+    info = copy(info)
+    info.parser = partial(_read_number, number, flag=flag, least=info.min, most=info.max)
+    info.metavar = info.metavar or f"<{number.__name__}>"
+    return info
+
+
+_NUMBERS: Mapping[type[int | float], str] = {int: "a whole number", float: "a number"}
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Return what a union or a list is of, at any depth."""
+    return tuple(found for member in get_args(kind) for found in (member, *_members(member)))
+
+
+def _read_number(
+    number: type[int | float], typed: Any, *, flag: str, least: float | None, most: float | None
+) -> int | float:
+    """Return the number that was typed, or that a default is. Raises OptionError."""
+    try:
+        value = number(typed)
+    except ValueError as error:  # also of thousands of digits
+        raise OptionError(f"{flag} is {quote(typed)}; it must be {_NUMBERS[number]}") from error
+    is_in_range = (least is None or value >= least) and (most is None or value <= most)
+    if not is_in_range:
+        bounds = f"{least:g} or more" if most is None else f"from {least:g} to {most:g}"
+        raise OptionError(f"{flag} is {value}; it must be {bounds}")
+    return value
+
+
+def flag_of(name: str) -> str:
+    """Return how an option is typed, by the name of its parameter."""
+    return f"--{name}".replace("_", "-")
 
 
 def _value(option: Option, typed: Any) -> Any:
     if isinstance(option.default, tuple):
         return tuple(typed or ())
     if option.parse is not None and isinstance(typed, str):
-        return option.parse(typed, f"--{option.typed_name}".replace("_", "-"))
+        return option.parse(typed, flag_of(option.typed_name))
     return typed

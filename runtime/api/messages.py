@@ -13,7 +13,7 @@ from typing import Any
 from runtime.api.questions import CHAT, LiveTerms, Question, parse_question
 from runtime.config import UNLIMITED_THINKING
 from runtime.errors import PromptFileError
-from runtime.prompts.json_values import describe, text_value, whole_number
+from runtime.prompts.json_values import describe, number_value, option_value, text_value, whole_number
 from runtime.prompts.prompt_file import LineDefaults, Message
 
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
@@ -32,6 +32,7 @@ _KEYS = (
 )
 _NOTES = ("metadata", "service_tier", "inference_geo", "context_management", "cache_control")
 """What clients say that has no meaning here: all of a conversation is kept while it fits."""
+_MAX_TEMPERATURE = 1.0
 _BILLING_LINE = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?", re.IGNORECASE)
 """Some agents begin the system prompt with it. It differs in each request, so nothing behind it could be reused."""
 
@@ -63,9 +64,8 @@ def parse_message_question(body: Mapping[str, Any], terms: MessageTerms) -> Ques
     begun = messages.pop()["content"] if messages and messages[-1]["role"] == "assistant" else None
     chat = {
         "messages": messages,
-        **{key: body[key] for key in _SAMPLING_KEYS if key in body},
         **({"max_tokens": whole_number(body["max_tokens"], "max_tokens", least=1)} if "max_tokens" in body else {}),
-        **({"stop": body["stop_sequences"]} if body.get("stop_sequences") else {}),
+        **_sampling(body),
         **_tools(body),
         **_thinking(body, terms.common),
         **_output(body),
@@ -79,6 +79,18 @@ def parse_message_question(body: Mapping[str, Any], terms: MessageTerms) -> Ques
         live=LiveTerms(model=terms.model, max_tokens=1),
     )
     return question if begun is None else _continued(question, begun)
+
+
+def _sampling(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a chat body says of sampling; the range of the temperature is this API's own."""
+    told = {key: body[key] for key in _SAMPLING_KEYS if key in body}
+    if "temperature" in told:
+        number_value(told["temperature"], "temperature", least=0, most=_MAX_TEMPERATURE)
+    if body.get("stop_sequences"):
+        told["stop"] = list(option_value(tuple[str, ...], body["stop_sequences"], "stop_sequences"))
+        if not all(told["stop"]):
+            raise PromptFileError("stop_sequences holds an empty text; leave it out")
+    return told
 
 
 def _continued(question: Question, begun: str) -> Question:
@@ -235,7 +247,7 @@ def _output(body: Mapping[str, Any]) -> dict[str, Any]:
         raise PromptFileError(f"output_config is {describe(config)}; it must be an object with effort or format")
     told: dict[str, Any] = {}
     if config.get("effort") is not None and body.get("thinking", {}).get("type") in ("enabled", "adaptive"):
-        told["reasoning_effort"] = config["effort"]
+        told["reasoning_effort"] = text_value(config["effort"], "effort of output_config")
     if (shape := config.get("format")) is not None:
         schema = shape.get("schema") if isinstance(shape, dict) and shape.get("type") == "json_schema" else None
         if not isinstance(schema, dict):

@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.api.questions import CHAT, LiveTerms, Question, parse_question
 from runtime.errors import PromptFileError
-from runtime.prompts.json_values import describe, text_value
+from runtime.prompts.json_values import describe, text_value, whole_number
 from runtime.prompts.prompt_file import LineDefaults
 
 RESPONSES = "/v1/responses"
@@ -62,7 +62,7 @@ def parse_response_question(
     chat = {
         "messages": _turns(body),
         **{key: body[key] for key in _SAMPLING_KEYS if key in body},
-        **({"max_completion_tokens": body["max_output_tokens"]} if "max_output_tokens" in body else {}),
+        **_length(body),
         **_tools(body),
         **_reasoning(body),
         **_shape(body.get("text", {})),
@@ -89,6 +89,11 @@ def parse_response_question(
         "user": body.get("user"),
     }
     return ResponseQuestion(question=question, echoed=echoed)
+
+
+def _length(body: Mapping[str, Any]) -> dict[str, Any]:
+    key = "max_output_tokens"
+    return {"max_completion_tokens": whole_number(body[key], key, least=1)} if key in body else {}
 
 
 def _check_keys(body: Mapping[str, Any]) -> None:
@@ -212,7 +217,8 @@ def _reasoning(body: Mapping[str, Any]) -> dict[str, Any]:
     known: Sequence[str] = ("effort", "summary", "generate_summary", "context")
     if not isinstance(given, dict) or not given.keys() <= set(known):
         raise PromptFileError(f"reasoning is {describe(given)}; it must be an object with effort or summary")
-    return {} if given.get("effort") is None else {"reasoning_effort": given["effort"]}
+    effort = given.get("effort")
+    return {} if effort is None else {"reasoning_effort": text_value(effort, "effort of reasoning")}
 
 
 def _shape(text: object) -> dict[str, Any]:
@@ -220,7 +226,12 @@ def _shape(text: object) -> dict[str, Any]:
     if not isinstance(text, dict) or not text.keys() <= {"format", "verbosity"}:
         raise PromptFileError(f"text is {describe(text)}; it must be an object with format")
     shape = text.get("format") or {"type": "text"}
-    if isinstance(shape, dict) and shape.get("type") == "json_schema":
+    kind = shape.get("type") if isinstance(shape, dict) else None
+    if kind not in ("text", "json_object", "json_schema"):
+        raise PromptFileError(
+            f"format of text is {describe(shape)}; it must be an object of type text, json_object or json_schema"
+        )
+    if kind == "json_schema":
         named = {key: value for key, value in shape.items() if key != "type" and value is not None}
         return {"response_format": {"type": "json_schema", "json_schema": named}}
     return {"response_format": shape}

@@ -14,13 +14,14 @@ from runtime.config import (
     KvFormat,
     Option,
     Pack,
+    SamplingParams,
     TreeSearch,
     check_choices,
     parse_memory,
     parse_speed,
     parse_tree,
 )
-from runtime.errors import OptionError
+from runtime.errors import OptionError, OptionValueError
 from runtime.fit.file_formats import FILE_FORMATS, canonical_format
 
 LARGEST_CONTEXT_TOKENS = 1 << 24
@@ -105,11 +106,12 @@ class PlanRequest:
     def __post_init__(self) -> None:
         check_choices(self)
         if self.context_tokens is not None and not 2 <= self.context_tokens <= LARGEST_CONTEXT_TOKENS:
-            raise OptionError(f"context_tokens is {self.context_tokens}; it must be 2 to {LARGEST_CONTEXT_TOKENS}")
+            raise OptionValueError(
+                "context_tokens", f" is {self.context_tokens}; it must be from 2 to {LARGEST_CONTEXT_TOKENS}"
+            )
         if not 1 <= self.num_prompts <= MOST_BATCH:
-            raise OptionError(f"num_prompts is {self.num_prompts}; it must be 1 to {MOST_BATCH}")
-        if not 0 <= self.temperature <= 100:  # NaN is neither
-            raise OptionError(f"temperature is {self.temperature}; it must be 0 (greedy) or more, at most 100")
+            raise OptionValueError("num_prompts", f" is {self.num_prompts}; it must be from 1 to {MOST_BATCH}")
+        SamplingParams(temperature=self.temperature)  # which knows the range
         parse_tree(self.tree)
         if self.tree != "auto" and self.draft == "none":
             raise OptionError("a tree needs a draft; leave out --tree or --draft none")

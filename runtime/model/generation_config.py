@@ -17,7 +17,7 @@ from msgspec import Meta
 from offload.checkpoint.strict_json import read_json
 from offload.errors import CheckpointError
 from profiles.errors import quote
-from runtime.config import Generation, SamplingParams
+from runtime.config import MAX_TEMPERATURE, Generation, SamplingParams
 from runtime.errors import OptionError
 from runtime.speculation.logit_processors import TextRules
 
@@ -45,8 +45,8 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "pad_token_id": (int, "a token id, which is a whole number"),
     "bos_token_id": (int | tuple[int, ...], "a token id or a list of them, which are whole numbers"),
     "do_sample": (bool, "true or false"),
-    "temperature": (Annotated[float, Meta(ge=0, le=1e6)], "a number, 0 or more"),
-    "top_p": (Annotated[float, Meta(gt=0, le=1)], "a number above 0 and at most 1"),
+    "temperature": (Annotated[float, Meta(ge=0, le=MAX_TEMPERATURE)], f"a number from 0 to {MAX_TEMPERATURE:g}"),
+    "top_p": (_Share, "a number from 0 to 1"),
     "top_k": (_Count, f"{_COUNT}"),
     "min_p": (_Share, "a number from 0 to 1"),
     "repetition_penalty": (Annotated[float, Meta(ge=0.01, le=100)], "a number from 0.01 to 100"),

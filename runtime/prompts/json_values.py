@@ -3,6 +3,7 @@
 What a sentence shows of a value is short, whatever a file put into it.
 """
 
+import math
 from typing import Any, TypeGuard
 
 from runtime.errors import PromptFileError
@@ -13,7 +14,7 @@ _JSON_TYPE_NAMES = {str: "a long text", int: "a long number", list: "a long list
 def option_value(kind: Any, value: object, key: str) -> Any:
     """Return the value of a field of `SamplingParams` of this kind."""
     if kind is float:
-        return _number(value, key)
+        return number_value(value, key)
     if kind is int:
         return whole_number(value, key)
     if kind == int | None:
@@ -39,6 +40,18 @@ def whole_number(value: object, key: str, *, least: int | None = None, most: int
     return value
 
 
+def number_value(value: object, key: str, *, least: float = -math.inf, most: float = math.inf) -> float:
+    """Return a number within the bounds, both included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PromptFileError(f"{key} is {describe(value)}; it must be a number")
+    if not least <= value <= most:
+        raise PromptFileError(f"{key} is {describe(value)}; it must be from {least:g} to {most:g}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise PromptFileError(f"{key} has hundreds of digits; it must be an ordinary number") from error
+
+
 def text_value(value: object, name: str) -> str:
     """Return a text that can be encoded."""
     if not isinstance(value, str):
@@ -62,20 +75,11 @@ def encodable(text: str, name: str) -> str:
 
 def describe(value: object) -> str:
     """Return a short value as it stands in the file, otherwise what kind of value it is."""
-    if value is None:
-        return "null"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     shown = ascii(value)
     return shown if len(shown) <= 40 else _JSON_TYPE_NAMES.get(type(value), "a long value")
 
 
 def _is_whole_number(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PromptFileError(f"{key} is {describe(value)}; it must be a number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise PromptFileError(f"{key} has hundreds of digits; it must be an ordinary number") from error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.config import SamplingParams
-from runtime.errors import OptionError
+from runtime.errors import OptionValueError
 from runtime.speculation.grammar import AnswerGrammar
 from runtime.speculation.schemes import Row, RowChanges, TokenIds
 from runtime.speculation.thinking import AnswerThinking, ThinkingRules
@@ -309,10 +309,10 @@ def _check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     for name, token_ids in (("banned_tokens", params.banned_tokens), ("forced_tokens", params.forced_tokens)):
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:
-                raise OptionError(f"{name} holds {token_id}; the model's ids are 0 to {vocab_size - 1}")
+                raise OptionValueError(name, f" holds {token_id}; the model's ids are 0 to {vocab_size - 1}")
     banned = set(params.banned_tokens)
     if len(banned) == vocab_size:
-        raise OptionError(f"banned_tokens holds all {vocab_size} ids of the model; leave at least one out")
+        raise OptionValueError("banned_tokens", f" holds all {vocab_size} ids of the model; leave at least one out")
     for token_id in params.forced_tokens:
         if token_id in banned:
-            raise OptionError(f"forced_tokens holds {token_id}, which is among banned_tokens; remove it from one")
+            raise OptionValueError("forced_tokens", f" holds {token_id}, which is banned as well; remove it from one")

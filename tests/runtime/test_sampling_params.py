@@ -3,7 +3,7 @@ import math
 import pytest
 
 from runtime.config import UNLIMITED_THINKING, SamplingParams, options_of, parse_thinking_budget
-from runtime.errors import OptionError
+from runtime.errors import OptionError, OptionValueError
 
 
 def test_options_are_described_once() -> None:
@@ -20,9 +20,11 @@ def test_the_defaults_are_greedy() -> None:
     ("name", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", 2.01),
+        ("temperature", 9000),
         ("temperature", math.nan),
         ("temperature", math.inf),
-        ("top_p", 0.0),
+        ("top_p", -0.01),
         ("top_p", 1.01),
         ("top_p", math.nan),
         ("top_k", -1),
@@ -51,8 +53,19 @@ def test_a_value_outside_its_range_is_named(name: str, value: object) -> None:
 
 
 def test_the_ends_of_the_ranges_are_fine() -> None:
+    SamplingParams(temperature=2, top_p=0)
     SamplingParams(min_p=1, repetition_penalty=0.01, presence_penalty=-2, frequency_penalty=2, banned_tokens=(0,))
     SamplingParams(min_p=0, repetition_penalty=100, presence_penalty=2, frequency_penalty=-2, forced_tokens=(0, 0))
+
+
+def test_a_value_is_told_as_it_was_typed_and_under_the_name_that_it_had_there() -> None:
+    with pytest.raises(OptionValueError) as told:
+        SamplingParams(top_p=3.0)
+    sentence = " is 3; it must be from 0 (the likeliest token alone) to 1 (off)"
+    assert str(told.value) == f"top_p{sentence}" and str(told.value.called("--top-p")) == f"--top-p{sentence}"
+    for tokens, shown in (((-1,), "-1"), ((3, -1), r"\[3, -1\]")):
+        with pytest.raises(OptionValueError, match=f"^banned_tokens is {shown}; it must be token ids, 0 or more$"):
+            SamplingParams(banned_tokens=tokens)
 
 
 def test_a_scheme_that_is_not_there_comes_with_those_that_are() -> None:

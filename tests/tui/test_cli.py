@@ -191,16 +191,16 @@ def test_results_in_any_order_are_written_as_they_finish_or_in_order(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run", "x.txt", "--limit", "0"], "invalid value for '--limit'"),
+        (["run", "x.txt", "--limit", "0"], "--limit is 0; it must be 1 or more"),
         (["run", "missing.txt"], "missing.txt cannot be read"),
         (["run"], "Missing argument"),
         (["run", "x.txt", "--frobnicate"], "No such option"),
-        (["run", "x.txt", "--top-k", "many"], "invalid value for '--top-k'"),
+        (["run", "x.txt", "--top-k", "many"], "--top-k is 'many'; it must be a whole number"),
         (["run", "x.txt", "--resume"], "--resume needs the file"),
-        (["run", "x.txt", "--top-p", "2"], "top_p is 2.0"),
+        (["run", "x.txt", "--top-p", "2"], "--top-p is 2; it must be from 0"),
         (["rum"], "No such command"),
         (["compare", "--draft", "none"], "nothing to compare"),
-        (["bench", "stream", "--ring-slots", "1"], "ring_slots is 1"),
+        (["bench", "stream", "--ring-slots", "1"], "--ring-slots is 1"),
     ],
 )
 def test_input_that_cannot_be_used_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
@@ -453,6 +453,7 @@ def test_version_and_help_are_data(capsys):
     [
         (["ask", "--frobnicate"], "; see overstory ask --help"),
         (["bench", "round", "--frobnicate"], "; see overstory bench round --help"),
+        (["ask", "--seed"], "Option '--seed' requires an argument; see overstory ask --help"),
         (["asks"], "Did you mean 'ask'? See overstory --help"),
     ],
 )

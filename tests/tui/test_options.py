@@ -125,7 +125,7 @@ def test_texts_are_kept_for_the_next_start_by_commands_that_answer_and_not_by_th
     assert made(AnsweringConfig).prefix_cache == made(BatchConfig).prefix_cache == "auto"
     for kind in (ComparingConfig, DraftingConfig, PlainConfig):
         assert made(kind).prefix_cache == "off"
-    with pytest.raises(OptionError, match="prefix_cache is 'much'; it must be auto, off, or a size as in 20GB"):
+    with pytest.raises(OptionError, match="--prefix-cache is 'much'; it must be auto, off, or a size as in 20GB"):
         made(AnsweringConfig, "--prefix-cache", "much")
 
 

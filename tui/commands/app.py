@@ -21,7 +21,19 @@ from tui.commands.unpack import unpack
 
 
 class _Command(TyperCommand):
-    """A command whose `--help` shows switches as they are typed, without `<bool>`, and wraps paragraphs once."""
+    """A command whose `--help` shows switches as they are typed, without `<bool>`, and wraps paragraphs once.
+
+    Its usage errors name it.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Return what is left of the arguments; an option without its value is told without its command else."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help, whose lines would be broken where those of the source end, and again by the terminal."""

@@ -74,7 +74,9 @@ def round_(
     if config.tree in ("auto", "static") and not config.is_plain:
         config = replace(config, tree="64x10")
     if config.tree_kind == "dynamic":
-        raise OptionError(f"tree is {config.tree}; all rounds need the same one here: give nodes x levels as in 64x10")
+        raise OptionError(
+            f"--tree is {config.tree!r}; all rounds need the same one here: give nodes x levels as in 64x10"
+        )
     console = progress_console(is_quiet=quiet)
     config = settle_draft_in_sight(config, [], console)
     with open_session_in_sight(config, [], console) as opened:
@@ -466,6 +468,7 @@ def peers(
 
 
 @bench_app.command()
+@with_option_groups
 def card(
     *,
     device: Annotated[str, typer.Option(help="auto, or TYPE[:INDEX] as in cuda:0.")] = "auto",

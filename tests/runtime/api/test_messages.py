@@ -33,6 +33,26 @@ def test_what_a_body_chooses_reaches_the_request() -> None:
     assert params.max_new_tokens == 9 and request.wants_parts and request.messages == (Message("user", "Hi"),)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"temperature": 1.01}, "temperature is 1.01; it must be from 0 to 1"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"temperature": True}, "temperature is true; it must be a number"),
+        ({"stop_sequences": [1]}, "stop_sequences is 1; it must be text"),
+        ({"stop_sequences": ["END", ""]}, "stop_sequences holds an empty text; leave it out"),
+        (
+            {"thinking": {"type": "adaptive"}, "output_config": {"effort": 5}},
+            "effort of output_config is 5; it must be text",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_name_that_it_has_in_this_api(wrong: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PromptFileError) as told:
+        asked(**wrong)
+    assert str(told.value) == expected
+
+
 def test_a_conversation_with_tools_becomes_turns() -> None:
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "where"}, {"type": "text", "text": "is it"}]},

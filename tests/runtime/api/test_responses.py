@@ -36,6 +36,20 @@ def test_what_a_body_chooses_reaches_the_request() -> None:
     assert ask(stream=True).question.is_streamed
 
 
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"max_output_tokens": 0}, "max_output_tokens is 0; it must be 1 or more"),
+        ({"reasoning": {"effort": 5}}, "effort of reasoning is 5; it must be text"),
+        ({"text": {"format": 5}}, "format of text is 5; it must be an object of type text, json_object or json_schema"),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_name_that_it_has_in_this_api(wrong: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PromptFileError) as told:
+        ask(**wrong)
+    assert str(told.value) == expected
+
+
 def test_items_become_turns_and_what_the_assistant_did_is_one() -> None:
     items = [
         {"role": "developer", "content": "Be kind."},
@@ -95,11 +109,11 @@ def test_the_answer_repeats_what_was_asked() -> None:
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "a"}]}, "which no turn before it made"),
         ({"tools": [{"type": "web_search"}]}, "tool 1 is of type 'web_search', which is not done here"),
         ({"tools": {}}, "tools is {}; it must be a list of functions"),
-        ({"text": {"format": {"type": "xml"}}}, "response_format is {'type': 'xml'}"),
+        ({"text": {"format": {"type": "xml"}}}, "format of text is {'type': 'xml'}"),
         ({"text": "json"}, "text is 'json'; it must be an object with format"),
         ({"reasoning": "low"}, "reasoning is 'low'; it must be an object"),
         ({"truncation": "auto"}, "truncation is 'auto'; it must be 'disabled'"),
-        ({"background": True}, "background is True; it must be false"),
+        ({"background": True}, "background is true; it must be false"),
         ({"modalities": []}, "body has the key 'modalities', which is not done here"),
     ],
 )

@@ -111,7 +111,7 @@ def test_the_context_is_at_most_what_the_model_can():
         ({"draft_format": "q4"}, "draft_format is 'q4'"),
         ({"context_tokens": 1}, "context_tokens is 1"),
         ({"context_tokens": 1 << 40}, "context_tokens is"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": -1.0}, "temperature is -1;"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"tree": "10x20"}, "tree is '10x20'"),
         ({"tree": "nonsense"}, "tree is 'nonsense'"),

@@ -201,7 +201,7 @@ MALFORMED: list[tuple[str, object]] = [
     *[("bos_token_id", value) for value in ({}, "a", 1.5, [None], "\ud800")],
     *[("do_sample", value) for value in (1, "yes", [])],
     *[("temperature", value) for value in (-1, "hot", [], True, 10**400)],
-    *[("top_p", value) for value in (0, 1.1, -1, "x", {})],
+    *[("top_p", value) for value in (1.1, -1, "x", {})],
     *[("top_k", value) for value in (-1, 1.5, "x", 10**30)],
     *[("min_p", value) for value in (-0.1, 2, "x")],
     *[("repetition_penalty", value) for value in (0, -1, 1000, "x", [1.1], 10**400)],

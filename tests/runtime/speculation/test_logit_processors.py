@@ -201,7 +201,7 @@ def test_forced_tokens_stand_at_their_positions_and_then_end() -> None:
         ),
         (
             SamplingParams(banned_tokens=(1, 2), forced_tokens=(3, 2)),
-            "forced_tokens holds 2, which is among banned_tokens; remove it from one",
+            "forced_tokens holds 2, which is banned as well; remove it from one",
         ),
     ],
 )

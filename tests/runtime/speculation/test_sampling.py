@@ -88,7 +88,7 @@ def test_top_p_of_a_flat_distribution_keeps_the_lowest_tokens(num_tokens: int) -
     assert np.flatnonzero(probs).tolist() == list(range(int(num_tokens * 0.3)))
 
 
-@pytest.mark.parametrize("top_p", [1e-300, 1e-9, 0.01])
+@pytest.mark.parametrize("top_p", [0, 1e-300, 1e-9, 0.01])
 def test_top_p_never_keeps_nothing(top_p: float) -> None:
     params = SamplingParams(temperature=1, top_p=top_p)
     assert logits_to_probs(logits_of(HAND_MADE), params).tolist() == [0, 0, 1, 0, 0]

@@ -83,7 +83,7 @@ def test_the_help_says_what_a_chat_begins_with(capsys):
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(OptionError, match="top_p"):
+    with pytest.raises(OptionError, match=r"^--top-p is 7; it must be from 0"):
         overrides_of("--top-p", "7")
 
 

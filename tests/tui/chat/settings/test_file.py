@@ -152,7 +152,8 @@ def test_a_bad_value_gives_way_to_its_default_and_the_others_stay(tmp_path):
         ChatSettings(top_k=20, theme="nord"),
         (
             f"{path}: temperature is 'hot'; it must be a number or auto; the default, \"auto\", is used instead",
-            f'{path}: top_p is 2; it must be above 0 and at most 1; the default, "auto", is used instead',
+            f"{path}: top_p is 2; it must be from 0 (the likeliest token alone) to 1 (off); the default, "
+            '"auto", is used instead',
         ),
     )
 

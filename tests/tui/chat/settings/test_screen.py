@@ -14,7 +14,7 @@ FIRST_ROWS = """\
  ╭─ Settings ─────────────────────────────────────────────────────────────────╮
  │ Answers                                                                    │
  │  Temperature          -1                                                   │
- │   ✗ temperature is -1.0; it must be 0 or more                              │
+ │   ✗ temperature is -1; it must be from 0 (greedy) to 2                     │
  │  Top-p                auto                                                 │"""
 
 

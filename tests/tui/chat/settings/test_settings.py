@@ -88,11 +88,11 @@ def test_every_value_reaches_the_engine():
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("temperature", -1, "temperature is -1; it must be 0 or more"),
-        ("temperature", float("nan"), "temperature is nan; it must be 0 or more"),
+        ("temperature", -1, "temperature is -1; it must be from 0 (greedy) to 2"),
+        ("temperature", float("nan"), "temperature is nan; it must be from 0 (greedy) to 2"),
         ("temperature", "hot", "temperature is 'hot'; it must be a number or auto"),
         ("temperature", True, "temperature is True; it must be a number or auto"),
-        ("top_p", 0, "top_p is 0; it must be above 0 and at most 1"),
+        ("top_p", -1, "top_p is -1; it must be from 0 (the likeliest token alone) to 1 (off)"),
         ("top_k", 1.5, "top_k is 1.5; it must be a whole number"),
         ("seed", -1, "seed is -1; it must be 0 or more"),
         ("seed", "auto", "seed is 'auto'; it must be a whole number or random"),
