@@ -26,6 +26,12 @@ class _Lane:
 
     num_committed: int = 0
     slots: dict[int, int] = field(default_factory=dict)
+    border: int | None = None
+    """See `PassInput`."""
+
+    def hold(self, num_tokens: int) -> None:
+        """Note that its text has been run so far, and nothing behind."""
+        self.num_committed, self.slots = num_tokens, {}
 
 
 class Drafter:
@@ -94,6 +100,10 @@ class Drafter:
         self._lanes[tree.wanted.lane].slots = slots
         return grown
 
+    def expect(self, border: int, *, lane: int = 0) -> None:
+        """Note how many tokens of a lane's next prompt later ones may begin with."""
+        self._lanes[lane].border = border
+
     def follow(self, text: Sequence[int], *, chunk_tokens: int, num_left: int | None = None, lane: int = 0) -> None:
         """Run the text in chunks until at most `num_left` tokens, 1 or more, are left for the next tree's forward.
 
@@ -111,7 +121,7 @@ class Drafter:
         """Let a lane begin with what another one holds of its first `num_tokens` tokens, if that is more."""
         held = min(num_tokens, self._lanes[source].num_committed)
         if (held := self.model.cache.reachable(held, lane=source)) > self._lanes[lane].num_committed:
-            self._lanes[lane] = _Lane(held)
+            self._lanes[lane].hold(held)
             self.model.cache.copy(held, source=source, lane=lane)
 
     def restore(self, start: int, num_tokens: int, content: torch.Tensor, *, lane: int = 0) -> None:
@@ -122,13 +132,16 @@ class Drafter:
 
     def count_restored(self, num_tokens: int, *, lane: int = 0) -> None:
         """Note that a lane of the model holds so many tokens, which were run before."""
-        self._lanes[lane] = _Lane(num_tokens)
+        self._lanes[lane].hold(num_tokens)
 
     def _run(
         self, inputs: Sequence[PassInput], num_wanted: Sequence[int], *, is_prefill: bool = False
     ) -> list[torch.Tensor]:
         last = self.model.vocab_size - 1
-        known = [replace(part, token_ids=np.minimum(part.token_ids, last)) for part in inputs]
+        known = [
+            replace(part, token_ids=np.minimum(part.token_ids, last), border=self._lanes[part.lane].border)
+            for part in inputs
+        ]
         return self.model.run_batch(known, num_wanted=num_wanted, is_prefill=is_prefill)
 
     def fit_vocabulary(self, logits: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,7 @@ class _Place:
             inputs = verify_input(text, tree, num_cached=self.start)
         else:
             inputs = chain_input(text[self.start : self.start + self.num_read], num_cached=self.start)
-        return replace(inputs, lane=self.lane, shared=self.shared)
+        return replace(inputs, lane=self.lane, shared=self.shared, border=self.sequence.border)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,11 +167,13 @@ class Engine:
         grammar: AnswerGrammar | None = None,
         thinking: ThinkingRules | None = None,
         logit_bias: Sequence[tuple[int, float]] = (),
+        border: int | None = None,
     ) -> TokenSequence:
         """Make `prompt` the text of a lane, which no other answer uses, to be decoded by the next steps.
 
         What the lane's caches hold of it is kept. `top_logprobs` and `logit_bias`: see `PromptRequest`; `grammar` holds
-        the answer to its schema, `thinking` what it thinks before. Raises OptionError as `generate` does.
+        the answer to its schema, `thinking` what it thinks before. `border`: how many of its tokens later prompts may
+        begin with; None: all. Raises OptionError as `generate` does.
         """
         processor = LogitProcessor(
             params,
@@ -184,6 +186,9 @@ class Engine:
         sequence = self.sequences[lane]
         self._keep_prefixes([sequence])  # what did not find room before
         self.set_text(prompt, lane=lane)
+        sequence.border = len(prompt) if border is None else border
+        if self.drafter is not None:
+            self.drafter.expect(sequence.border, lane=lane)
         if self.prefixes is not None:
             self.prefixes.begin(sequence)
         scheme = scheme_for(params)
@@ -514,7 +519,7 @@ class Engine:
         """Make `prompt` a lane's text; what both caches hold of a common prefix is kept."""
         sequence = self.sequences[lane]
         self.truncate(sequence.num_shared(prompt), lane=lane)
-        sequence.text = list(prompt)
+        sequence.text, sequence.border = list(prompt), None
         sequence.num_cached = sequence.num_committed
 
     def truncate(self, num_tokens: int, *, lane: int = 0) -> None:

@@ -35,7 +35,7 @@ from runtime.model.streamed_model import StreamedModel
 from runtime.prompts.headless import AnswerEvent
 from runtime.prompts.prompt_file import PromptRequest
 from runtime.speculation.grammar import AnswerGrammar, Grammars
-from runtime.speculation.thinking import ThinkingRules, num_thinking, num_thought
+from runtime.speculation.thinking import ThinkingRules, num_opening, num_thinking, num_thought
 from runtime.tokenizer.answer_forms import AnswerForm
 from runtime.tokenizer.answer_parts import AnswerSplitter, Part
 from runtime.tokenizer.box import BoxedAnswer, Tokenizer, check_schema
@@ -329,6 +329,7 @@ class Session:
             grammar=grammar,
             thinking=thinking if is_ruled else None,
             logit_bias=request.logit_bias,
+            border=len(prompt) - self._num_opening(request, prompt),
         )
         return _Answer(
             request,
@@ -342,6 +343,13 @@ class Session:
             thinking=thinking,
             guesses=guesses,
         )
+
+    def _num_opening(self, request: PromptRequest, prompt: Sequence[int]) -> int:
+        """Return with how many tokens of thinking the template ends the prompt, which it leaves out of later ones."""
+        marks = self._tokenizer.thinking_marks
+        if marks is None or request.messages is None or request.is_continued:
+            return 0
+        return num_opening(prompt[-_TAIL_TOKENS:], begin=marks.begin)
 
     def _thinking_rules(
         self, request: PromptRequest, prompt: Sequence[int], params: SamplingParams

@@ -40,6 +40,8 @@ class TokenSequence:
     """Tokens of the text whose keys and values the target holds."""
     num_cached: int = 0
     """Tokens of the prompt that were not computed for it: its lane had them, another one, or the store."""
+    border: int | None = None
+    """How many tokens of the prompt later ones may begin with; None where nobody has said."""
     choosing: Choosing | None = None
     """None between two answers."""
     bytes_streamed: float = 0.0

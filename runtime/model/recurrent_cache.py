@@ -21,7 +21,7 @@ from runtime.model.upload import upload
 _MARK_TOKENS = 512
 """At most between two marks of a text, while there are few."""
 BORDER_TOKENS = 16
-"""Of a prompt that is read at once, behind which a mark is worth its copy: what follows may be asked for anew."""
+"""Of a prompt that is read, behind which a mark is worth its copy: what follows may be asked for anew."""
 _KEPT_BORDERS = 2
 """The last so many marks at ends of prompts stay, whatever lies around them: most of what is asked again is there."""
 
@@ -291,6 +291,15 @@ class LanePlanner:
     """Whether states are marked elsewhere than at a prompt's end."""
     source: tuple[int, int] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def border(self, num_cached: int, wanted: int | None) -> int:
+        """Return behind how many tokens a state is worth its copy, of a text that goes on from the cached ones.
+
+        0 where it is nowhere. `wanted`: see `PassInput.border`.
+        """
+        if wanted is None:
+            return self.num_text if self.num_text - num_cached >= BORDER_TOKENS else 0
+        return wanted if wanted > num_cached and wanted - 1 - self.last_mark >= BORDER_TOKENS else 0
 
     def plan(
         self, tokens: slice, *, num_keys: int, seen: npt.NDArray[np.bool_] | None = None, is_border: bool = False

@@ -35,7 +35,7 @@ from runtime.model.layer_binding import ComputePlan, HostEmbedding, ModuleBinder
 from runtime.model.pass_graphs import USES_BEFORE_RECORDING, PassGraphs, recorder_for
 from runtime.model.pass_shapes import WALK_ROWS
 from runtime.model.pass_threads import PassThreads
-from runtime.model.recurrent_cache import BORDER_TOKENS, LanePlanner
+from runtime.model.recurrent_cache import LanePlanner
 from runtime.model.safe_build import cache_argument
 from runtime.model.sliced_pass import Mask, PassSlice, Piece, SlicedPass, can_be_sliced, group_pieces
 from runtime.model.tree_cache import LayerShape, TreeCache
@@ -63,6 +63,9 @@ class PassInput:
     """Of the cache, where the text's keys and values are."""
     shared: tuple[int, int] | None = None
     """(lane, C): the cached ones are another text's, at an earlier place in the pass or not in it at all."""
+    border: int | None = None
+    """How many tokens of the text later prompts may begin with, behind which recurrent layers keep a state; None: all,
+    if it is a prompt that is read at once."""
 
     @property
     def num_tokens(self) -> int:
@@ -384,8 +387,11 @@ class StreamedModel:
                 bounds = self._widths.bounds(num_tokens, num_wanted=wanted)
             is_cut = is_cut or len(bounds) > 1
             shared, planner = part.shared, self._lane_planner(part)
+            border = planner.border(num_cached, part.border) if planner else 0
+            bounds = _cut_at(border - num_cached, bounds, num_tokens=part.num_text - num_cached)
             for begin, end in bounds[:-1]:
-                paths = planner.plan(slice(begin, end), num_keys=num_cached + end) if planner else None
+                is_border, num_keys = num_cached + end == border, num_cached + end
+                paths = planner.plan(slice(begin, end), num_keys=num_keys, is_border=is_border) if planner else None
                 pieces.append(Piece(part.lane, start + begin, start + end, num_cached + end, shared, paths=paths))
                 shared = None
             first = bounds[-1][0]
@@ -405,7 +411,7 @@ class StreamedModel:
                     slice(first, num_tokens),
                     num_keys=num_cached + num_tokens,
                     seen=part.sight[first:],
-                    is_border=part.num_text - num_cached >= BORDER_TOKENS,
+                    is_border=part.num_text == border,
                 )
                 pieces.append(Piece(*last, shared, masks, paths))
             start += num_tokens
@@ -539,6 +545,16 @@ class LazyLogits:
         while len(nodes) < self._most_rows and (children := self._topology.children(nodes[-1])):
             nodes.append(children[0])
         return nodes
+
+
+def _cut_at(place: int, bounds: Sequence[tuple[int, int]], *, num_tokens: int) -> list[tuple[int, int]]:
+    """Return the bounds with one more at a place that is within the first `num_tokens`."""
+    if not 0 < place < num_tokens or any(place == end for _, end in bounds):
+        return list(bounds)
+    cut: list[tuple[int, int]] = []
+    for begin, end in bounds:
+        cut += [(begin, place), (place, end)] if begin < place < end else [(begin, end)]
+    return cut
 
 
 def chain_input(

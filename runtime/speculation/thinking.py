@@ -143,6 +143,14 @@ def num_thinking(answer: Sequence[int], rules: ThinkingRules) -> int:
     return thinking.num_tokens
 
 
+def num_opening(prompt: Sequence[int], *, begin: Mark) -> int:
+    """Return how many tokens a text has from the last mark on that begins thinking; 0 where it has none."""
+    for start in range(len(prompt) - len(begin), -1, -1):
+        if all(token in place for token, place in zip(prompt[start:], begin, strict=False)):
+            return len(prompt) - start
+    return 0
+
+
 def num_thought(prompt: Sequence[int], *, begin: Mark, end: Mark) -> int | None:
     """Return how many tokens of thinking a text ends with that has not ended; None where it ends with none."""
     for start in range(len(prompt) - len(begin), -1, -1):

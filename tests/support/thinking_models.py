@@ -17,7 +17,11 @@ _OPEN = (
 
 def save_thinking_folder(folder: Path, kind: str = "llama", *, seed: int = 0) -> Path:
     """A model whose tokenizer has `<think>` and `</think>`, and whose template begins the answer within thinking."""
-    save_tiny_model(kind, folder, seed=seed, vocab_size=TINY_VOCAB_SIZE + 2)
+    return let_think(save_tiny_model(kind, folder, seed=seed, vocab_size=TINY_VOCAB_SIZE + 2))
+
+
+def let_think(folder: Path) -> Path:
+    """Give a model of `TINY_VOCAB_SIZE` + 2 tokens such a tokenizer and template."""
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.chat_template = _TURNS + _OPEN

@@ -5,6 +5,7 @@ range of gates, and rounds that accept anything, fail and are cut back.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from offload.errors import CheckpointError
 from runtime.engine.engine import verify_input
 from runtime.engine.loading import OpenSession
 from runtime.model.model_loader import ModelFiles
+from runtime.model.recurrent_cache import BORDER_TOKENS
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner.prefill import PassWidths
 from runtime.scoring.scorer import TokenPair
@@ -149,6 +151,27 @@ def test_a_pass_in_slices_is_one_pass(kind: str, tmp_path: Path) -> None:
             assert_is_its_paths(model, folder, texts[0], tree, hidden[0])
             alone = own_logits(folder, texts[1])[-1:]
             assert_close(model.logits(hidden[1]), alone)
+
+
+def test_a_state_is_kept_at_a_border_within_a_pass(folder: Path) -> None:
+    """Wherever it is, of a prompt with a tree on it beside another text; and the pass is the same."""
+    source = np.random.default_rng(9)
+    with open_tiny(folder, num_residents=1, num_texts=2, draft="substitute", tree="8x4") as opened:
+        model = opened.session.engine.target
+        texts = [source.integers(7, 90, size).tolist() for size in (43, 29)]
+        tree = random_tree(texts[0], 7, source)
+        for widths in (None, PassWidths(slice_tokens=4, widest_tokens=12)):
+            model._widths = widths
+            for border in (5, 6, 20, 22, 24, 41, 42, 43, 50):
+                for lane in range(2):
+                    model.cache.truncate(0, lane=lane)
+                model.run_pass(chain_input(texts[0][:5], num_cached=0))
+                first = replace(verify_input(texts[0], tree, num_cached=5), border=border)
+                hidden = model.run_batch([first, chain_input(texts[1], num_cached=0, lane=1)], num_wanted=[7, 1])
+                assert_is_its_paths(model, folder, texts[0], tree, hidden[0])
+                assert_close(model.logits(hidden[1]), own_logits(folder, texts[1])[-1:], bound=1e-4)
+                assert model.cache.reachable(41) == (border - 1 if BORDER_TOKENS < border <= 42 else 0)
+                assert model.cache.last_mark(lane=1) == len(texts[1]) - 1
 
 
 def test_a_long_text_drifts_by_rounding_alone(long_folder: Path) -> None:

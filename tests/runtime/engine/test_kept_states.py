@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, SamplingParams
 from runtime.engine import kept_prefixes, loading
 from runtime.engine.kept_prefixes import KeptPrefixes
 from runtime.engine.kept_states import StateForm
@@ -18,8 +18,11 @@ from runtime.engine.loading import OpenSession
 from runtime.engine.prefix_block import SUFFIX, BlockForm
 from runtime.events import Finished, PrefillProgress
 from runtime.model.pass_shapes import MOST_MARKS
+from runtime.prompts.prompt_file import Message, PromptRequest
 from tests.support.hybrids import save_hybrid
+from tests.support.model_factory import TINY_VOCAB_SIZE
 from tests.support.session_factory import answer, open_tiny, request, save_tiny_folder
+from tests.support.thinking_models import let_think
 
 BLOCK_TOKENS = 8
 TEXT = "the cat and the dog and a bird in the garden of the house"
@@ -196,6 +199,35 @@ def test_no_blocks_are_kept_where_no_state_is(folders: dict[str, Path], tmp_path
     with kept(folders["hybrid"], tmp_path, num_texts=MOST_MARKS) as opened:
         answer(opened, request(TEXT, max_new_tokens=2))
     assert len(state_files(tmp_path)) == 1
+
+
+def chat(*texts: str) -> PromptRequest:
+    """A conversation, the person's words first."""
+    messages = tuple(Message(("user", "assistant")[number % 2], text) for number, text in enumerate(texts))
+    return PromptRequest(id="1", messages=messages, params=SamplingParams(max_new_tokens=20))
+
+
+@pytest.mark.parametrize("has_draft", [False, True])
+def test_a_state_ends_before_the_thinking_that_a_template_begins(has_draft: bool, tmp_path: Path) -> None:
+    """The next prompt has no thinking there, so that no state behind it was ever found again."""
+    folder, draft = (
+        let_think(save_hybrid(tmp_path / str(seed), seed=seed, vocab_size=TINY_VOCAB_SIZE + 2)) for seed in (0, 9)
+    )
+    settings: dict[str, Any] = {"draft": draft, "tree": "8x4"} if has_draft else {}
+    first, second = chat(TEXT), chat(TEXT, "a bird", "and the cat")
+    with open_tiny(folder, **settings) as opened:
+        expected = [answer(opened, first)[1], answer(opened, second)[1]]
+        prompts = [opened.session.format_prompt(each) for each in (first, second)]
+    num_common = next(place for place, pair in enumerate(zip(*prompts, strict=False)) if len(set(pair)) > 1)
+    assert num_common == len(prompts[0]) - 2, "a mark and a line end"
+    with kept(folder, tmp_path, **settings) as opened:
+        assert answer(opened, first)[1] == expected[0]
+        engine = opened.session.engine
+        models = [engine.target] if engine.drafter is None else [engine.target, engine.drafter.model]
+        assert [model.cache.reachable(num_common) for model in models] == [num_common - 1] * len(models)
+    with kept(folder, tmp_path, **settings) as opened:
+        finished, found = answer(opened, second)
+        assert found == expected[1] and finished.statistics.cached_tokens == num_common - 1
 
 
 def test_a_state_has_a_name_for_every_length_which_stands_for_all_tokens_before() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from runtime.model.gated_delta import Paths
 from runtime.model.pass_shapes import MOST_MARKS
 from runtime.model.recurrent_cache import (
+    BORDER_TOKENS,
     LanePlanner,
     LaneState,
     PiecePaths,
@@ -231,6 +232,25 @@ def test_where_one_mark_is_kept_only_ends_of_prompts_are_marked() -> None:
     made = planner.plan(slice(0, 1), num_keys=710, is_border=True)
     assert made.is_marked and made.is_border and planner.last_mark == 709
     assert not planner.plan(slice(0, 0), num_keys=710, is_border=True).is_marked, "it is there already"
+
+
+@pytest.mark.parametrize(
+    ("num_cached", "last_mark", "wanted", "expected"),
+    [
+        (0, 0, None, 700),
+        (690, 0, None, 0),  # a round
+        (0, 0, 698, 698),
+        (697, 600, 698, 698),  # what a long prompt's last pass begins with
+        (697, 697, 698, 0),  # it is there
+        (698, 0, 698, 0),  # a round
+        (0, 0, BORDER_TOKENS, 0),
+    ],
+)
+def test_a_border_is_where_it_is_wanted_or_where_a_prompt_ends(
+    num_cached: int, last_mark: int, wanted: int | None, expected: int
+) -> None:
+    planner = LanePlanner(0, base=0, last_mark=last_mark, num_text=700)
+    assert planner.border(num_cached, wanted) == expected
 
 
 def test_windows_are_found_once() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.speculation.thinking import AnswerThinking, Mark, ThinkingRules, num_thinking, num_thought
+from runtime.speculation.thinking import AnswerThinking, Mark, ThinkingRules, num_opening, num_thinking, num_thought
 
 NUM_TOKENS = 4
 """So few that marks, and beginnings of marks, come by chance."""
@@ -141,3 +141,9 @@ def test_how_far_a_text_is_in_its_thinking() -> None:
         ([4, 4, 5, 4, 4, 1, 2], 2),
     ):
         assert num_thought(text, **marks) == expected, text
+
+
+def test_how_much_of_a_prompt_begins_the_thinking() -> None:
+    begin: Mark = ((5,), (6, 7))
+    for text, expected in (([1, 2], 0), ([5], 0), ([1, 5, 7], 2), ([1, 5, 6, 3, 4], 4), ([5, 6, 1, 5, 7, 2], 3)):
+        assert num_opening(text, begin=begin) == expected, text
