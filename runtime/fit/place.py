@@ -23,7 +23,14 @@ from runtime.config import (
 from runtime.errors import OptionError
 from runtime.fit.machine import RESERVED_BYTES, Machine, usable_bytes
 from runtime.fit.workspace import Workspace
-from runtime.model.pass_shapes import MOST_MARKS, WALK_ROWS, most_ranked, widest_level
+from runtime.model.pass_shapes import (
+    MARK_TOKENS,
+    MARKS_OF_PASS,
+    MOST_MARKS,
+    WALK_ROWS,
+    most_ranked,
+    widest_level,
+)
 
 OTHERS, HEAD = "target's embeddings, norm and head", "target's norm and head"
 """What is allocated before the layers; draft and first pass allocate everything else after them."""
@@ -221,9 +228,21 @@ class MemoryNeed:
 
     @property
     def mark_bytes(self) -> int:
-        """Bytes of earlier states that texts can be cut back to, in both models; 0 where no layer is recurrent."""
-        drafting = None if self.draft is None else self.draft.workspace
-        return MOST_MARKS * sum(each.state_bytes for each in (self.workspace, drafting) if each is not None)
+        """Bytes of earlier states that texts can be cut back to, in both models; 0 where no layer is recurrent.
+
+        Those that a pass makes stand beside those that they replace until it ends.
+        """
+        num_bytes = self._num_marks(max(self.pass_tokens, self.long_pass_tokens)) * self.workspace.state_bytes
+        if self.draft is not None and (drafting := self.draft.workspace) is not None:
+            num_bytes += self._num_marks(PREFILL_CHUNK_TOKENS) * drafting.state_bytes
+        return num_bytes
+
+    def _num_marks(self, num_tokens: int) -> int:
+        """Return how many earlier states there are at most, at the end of a pass of so many tokens."""
+        kept = MOST_MARKS // self.num_texts * self.num_texts
+        between = min(num_tokens // MARK_TOKENS + self.num_texts, MARKS_OF_PASS * self.num_texts)
+        made = between + self.num_texts  # at borders
+        return kept + made if kept else 0
 
     @property
     def host_table_bytes(self) -> int:

@@ -22,6 +22,10 @@ DELTA_BLOCK_TOKENS = 64
 """Of a text, which the gated delta rule computes together."""
 MOST_MARKS = 8
 """Earlier states of recurrent layers that texts can be cut back to, of all texts together."""
+MARK_TOKENS = 512
+"""At most between two of them, while there are few and passes short."""
+MARKS_OF_PASS = 3
+"""That a pass makes of a text at most, beside the one at its border: those that they replace are held until it ends."""
 
 
 def most_ranked(num_nodes: int) -> int:

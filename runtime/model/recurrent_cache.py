@@ -15,11 +15,9 @@ import numpy.typing as npt
 import torch
 
 from runtime.model.gated_delta import Paths
-from runtime.model.pass_shapes import MOST_MARKS
+from runtime.model.pass_shapes import MARK_TOKENS, MARKS_OF_PASS, MOST_MARKS
 from runtime.model.upload import upload
 
-_MARK_TOKENS = 512
-"""At most between two marks of a text, while there are few."""
 BORDER_TOKENS = 16
 """Of a prompt that is read, behind which a mark is worth its copy: what follows may be asked for anew."""
 _KEPT_BORDERS = 2
@@ -287,6 +285,8 @@ class LanePlanner:
     last_mark: int
     num_text: int
     """Of all keys, the first ones, which are text."""
+    num_new: int = 0
+    """Tokens of the text in the whole pass."""
     marks_between: bool = True
     """Whether states are marked elsewhere than at a prompt's end."""
     source: tuple[int, int] | None = None
@@ -314,7 +314,8 @@ class LanePlanner:
         ancestors = self._ancestors(folded_to, num_keys, tokens.stop - tokens.start, seen)
         (on_device,) = upload((ancestors,), self.device)
         num_unmarked = folded_to - self.last_mark
-        is_marked = num_unmarked >= (1 if is_border else _MARK_TOKENS) and (is_border or self.marks_between)
+        between = max(MARK_TOKENS, -(-self.num_new // MARKS_OF_PASS))
+        is_marked = num_unmarked >= (1 if is_border else between) and (is_border or self.marks_between)
         made = PiecePaths(self.lane, tokens, folded_to - self.base, Paths(on_device), self.source, is_marked, is_border)
         self.base, self.source = folded_to, None
         if is_marked:

@@ -445,6 +445,7 @@ class StreamedModel:
             base=held.base,
             last_mark=layer.last_mark(lane, most),
             num_text=part.num_text,
+            num_new=part.num_tokens,
             marks_between=layer.keeps_more_than_borders(lane, most),
             source=source,
             device=self._compute.device,

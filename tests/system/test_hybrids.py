@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from offload.errors import CheckpointError
+from runtime.config import SamplingParams
 from runtime.engine.engine import verify_input
 from runtime.engine.loading import OpenSession
 from runtime.model.model_loader import ModelFiles
-from runtime.model.recurrent_cache import BORDER_TOKENS
+from runtime.model.pass_shapes import MOST_MARKS
+from runtime.model.recurrent_cache import BORDER_TOKENS, RecurrentLayer
 from runtime.model.streamed_model import PassInput, StreamedModel, chain_input
 from runtime.planner.prefill import PassWidths
 from runtime.scoring.scorer import TokenPair
@@ -185,6 +187,38 @@ def test_a_long_text_drifts_by_rounding_alone(long_folder: Path) -> None:
     assert_close(found, own_logits(long_folder, ids)[-10:], bound=1e-4)
 
 
+@pytest.mark.parametrize("num_texts", [1, 3])
+def test_marks_hold_no_more_than_is_counted(
+    num_texts: int, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the end of a long pass, which has made new ones and still holds those that go for them."""
+    folder, source = save_hybrid(tmp_path / "model", max_position_embeddings=8192), np.random.default_rng(7)
+    settings = {"context_tokens": 8100, "num_residents": 0, "num_texts": num_texts, "draft": other, "tree": "8x4"}
+    counts: dict[RecurrentLayer, int] = {}
+    settle = RecurrentLayer.settle
+
+    def count(layer: RecurrentLayer) -> None:
+        made = [mark for _, mark in layer._pending_marks]
+        kept = [mark for marks in layer._marks for mark in marks.values()]
+        counts[layer] = max(counts.get(layer, 0), len({*made, *kept}))
+        settle(layer)
+
+    monkeypatch.setattr(RecurrentLayer, "settle", count)
+    with open_tiny(folder, **settings) as opened:
+        engine, need = opened.session.engine, opened.plan.need
+        assert engine.drafter is not None and need.draft is not None and need.draft.workspace is not None
+        monkeypatch.setattr(engine.prefill, "next_tokens", lambda num_tokens, costs: min(num_tokens, 1024))
+        for lane in range(num_texts):
+            engine.begin(source.integers(7, 90, 8000 // num_texts).tolist(), SamplingParams(), source, lane=lane)
+        while any(sequence.num_pending > 1 for sequence in engine.sequences):
+            list(engine.step(engine.sequences))
+        most = [
+            max(counts[layer] for layer in model.cache.recurrent) for model in (engine.target, engine.drafter.model)
+        ]
+        held = most[0] * need.workspace.state_bytes + most[1] * need.draft.workspace.state_bytes
+    assert most[0] > MOST_MARKS // num_texts * num_texts and held <= need.mark_bytes
+
+
 def test_a_text_is_cut_to_the_nearest_state_that_was_kept(long_folder: Path) -> None:
     """And what is left is as good as new; behind a border nothing has to be computed again."""
     ids = np.random.default_rng(6).integers(7, 90, 1500).tolist()
@@ -252,7 +286,7 @@ def test_after_a_long_answer_its_prompt_is_still_read_from_the_border(
 ) -> None:
     """However few states are kept, and however close together those around the border are."""
     monkeypatch.setattr("runtime.model.recurrent_cache.MOST_MARKS", most_marks)
-    monkeypatch.setattr("runtime.model.recurrent_cache._MARK_TOKENS", 8)
+    monkeypatch.setattr("runtime.model.recurrent_cache.MARK_TOKENS", 8)
     text, params = "the cat and the dog and " * 4, {"temperature": 0.8, "seed": 3, "banned_tokens": (2,)}
     with open_tiny(long_folder, draft=draft, tree="6x3" if draft != "none" else "auto", context_tokens=512) as opened:
         counts = passes_of(opened)

@@ -129,7 +129,7 @@ def test_long_texts_keep_states_on_their_way(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_prefixes, "STATE_TOKENS", 16)
-    monkeypatch.setattr("runtime.model.recurrent_cache._MARK_TOKENS", 8)
+    monkeypatch.setattr("runtime.model.recurrent_cache.MARK_TOKENS", 8)
     with kept(folders["hybrid"], tmp_path) as opened:
         answer(opened, request(TEXT, max_new_tokens=48))
     assert len(state_files(tmp_path)) >= 3
@@ -171,7 +171,7 @@ def test_a_state_goes_before_the_blocks_without_which_it_is_worthless(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_prefixes, "STATE_TOKENS", 16)
-    monkeypatch.setattr("runtime.model.recurrent_cache._MARK_TOKENS", 8)
+    monkeypatch.setattr("runtime.model.recurrent_cache.MARK_TOKENS", 8)
     for _ in range(2):  # what was kept, and what was read then
         with kept(folders["hybrid"], tmp_path) as opened:
             answer(opened, request(TEXT, max_new_tokens=48))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.model.gated_delta import Paths
-from runtime.model.pass_shapes import MOST_MARKS
+from runtime.model.pass_shapes import MARKS_OF_PASS, MOST_MARKS
 from runtime.model.recurrent_cache import (
     BORDER_TOKENS,
     LanePlanner,
@@ -232,6 +232,17 @@ def test_where_one_mark_is_kept_only_ends_of_prompts_are_marked() -> None:
     made = planner.plan(slice(0, 1), num_keys=710, is_border=True)
     assert made.is_marked and made.is_border and planner.last_mark == 709
     assert not planner.plan(slice(0, 0), num_keys=710, is_border=True).is_marked, "it is there already"
+
+
+@pytest.mark.parametrize(("num_new", "num_unmarked"), [(200, 0), (1024, 500), (2000, 0), (4096, 0), (4096, 300)])
+def test_a_pass_marks_few_states(num_new: int, num_unmarked: int) -> None:
+    """However long it is: those that they replace are held until it ends."""
+    planner = LanePlanner(0, base=0, last_mark=0, num_text=num_unmarked + num_new, num_new=num_new)
+    marked = [
+        planner.plan(slice(0, 8), num_keys=num_unmarked + stop, is_border=stop == num_new).is_marked
+        for stop in range(8, num_new + 1, 8)
+    ]
+    assert min(3, num_new // 512) <= sum(marked) <= MARKS_OF_PASS + 1 and marked[-1]
 
 
 @pytest.mark.parametrize(
