@@ -29,7 +29,7 @@ _WINDOWED = {"gemma2", "gemma3_text", "gemma4_text", "cohere2", "muse_glimmer_te
 
 
 _PAIR_BYTES = 16
-"""Of each pair of a tree's tokens in a head: four float32 numbers; their decays in float64 and float32 come before."""
+"""Of each token of a tree with one of a block, in a head: four float32 numbers; before them decays in float64 too."""
 _GATED_COPIES, _WRITTEN_COPIES = 5, 6
 """Of what a token gives the convolution, and of a node's values in float32, that the rule holds at once."""
 
@@ -65,7 +65,7 @@ class DeltaSizes:
     def layer_bytes(self, num_tokens: int, item_bytes: int, *, num_nodes: int) -> int:
         """Return what one layer holds while it computes tokens, of which all but a tree's nodes continue a text."""
         together = max(num_nodes + 1, DELTA_BLOCK_TOKENS)  # the text's last token stands behind the state too
-        pairs = together * together
+        pairs = together * DELTA_BLOCK_TOKENS
         at_once = max(MOST_DELTA_PAIRS, pairs * self.num_heads // self.num_key_heads)
         heads = self.num_heads * max(self.key_width, self.value_width)
         of_token = _GATED_COPIES * self.num_channels * item_bytes + 4 * heads

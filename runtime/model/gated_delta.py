@@ -7,6 +7,10 @@ what a token writes, the state of token i is exp(G_i) S + the sum over its ances
 exp(G_i - G_j) k_j u_j. All u are then the solution of one triangular system, whose mask is the tree's instead of the
 causal one (the WY form of arXiv 2406.06484), and outputs are a masked product like attention's.
 
+States of their own, level by level, cost more for every tree, since one of a layer of Qwen3.5-27B takes 3 MB a token:
+11 to 20 times as much time of a processor with 64 nodes, 7 to 12 with 256, 7 to 8 with 512 (5 to 147 levels), 12 for a
+chain of 64, 2.4 for one token.
+
 Sums of decays are kept in float64: along a path they grow while their differences, which are wanted, may stay small.
 """
 
@@ -19,6 +23,9 @@ from runtime.model.pass_shapes import DELTA_BLOCK_TOKENS, MOST_DELTA_PAIRS
 
 _EPSILON = 1e-6
 """Under the root of the norm of queries and keys, as transformers has it."""
+_FORGOTTEN = -60.0
+"""Sums of decays below which nothing is left: exp of it is 1e-26, and products of less would be denormal, which takes a
+processor twice as long for a whole tree."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +84,11 @@ def delta_rule(
     query, key = _normalised(query, key)
     outputs = torch.empty_like(value[first:])
     sums = paths.ancestors.to(torch.float64) @ log_decay.to(torch.float64)  # (R, Hv)
-    for heads, key_heads in _head_groups(num_heads, key.shape[0], num_pairs=num_tokens * num_tokens):
-        q, k = (states[key_heads].repeat_interleave(num_heads // len(key), 0) for states in (query, key))
-        part = _Block.of(q, k, value[:, heads], sums[:, heads], beta[:, heads], paths.ancestors)
-        _, read = part.run(state[heads], first=first)
-        outputs[:, heads] = read.to(outputs.dtype)
+    num_pairs = num_tokens * min(num_tokens, DELTA_BLOCK_TOKENS)
+    for heads, key_heads in _head_groups(num_heads, key.shape[0], num_pairs=num_pairs):
+        own = value[:, heads], sums[:, heads], beta[:, heads]
+        _, read = _run(query[key_heads], key[key_heads], *own, paths.ancestors, state[heads], first=first)
+        outputs[:, heads] = read.transpose(0, 1).to(outputs.dtype)
     return outputs
 
 
@@ -103,67 +110,69 @@ def delta_chain(
     outputs, state = torch.empty_like(value), state.clone()
     for start in range(0, num_tokens, DELTA_BLOCK_TOKENS):
         rows = slice(start, min(start + DELTA_BLOCK_TOKENS, num_tokens))
-        q, k = (states[:, rows].repeat_interleave(repeats, 0) for states in (query, key))
         sums = log_decay[rows].to(torch.float64).cumsum(0)
         causal = torch.ones(len(sums), len(sums), dtype=torch.bool, device=sums.device).tril()
-        block = _Block.of(q, k, value[rows], sums, beta[rows], causal)
-        written, read = block.run(state)
-        outputs[rows] = read.to(outputs.dtype)
+        written, read = _run(query[:, rows], key[:, rows], value[rows], sums, beta[rows], causal, state)
+        outputs[rows] = read.transpose(0, 1).to(outputs.dtype)
         left = (sums[-1] - sums).to(torch.float32).exp()  # (R, Hv)
         state.mul_(sums[-1].to(torch.float32).exp()[:, None, None])
-        state.baddbmm_((k * left.T[:, :, None]).transpose(1, 2), written)
+        kept = key[:, rows].repeat_interleave(repeats, 0).mul_(left.T[:, :, None])
+        state.baddbmm_(kept.transpose(1, 2), written)
     return outputs, state
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """Tokens behind a state, of H heads, float32."""
+def _run(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sums: torch.Tensor,
+    beta: torch.Tensor,
+    ancestors: torch.Tensor,
+    state: torch.Tensor,
+    *,
+    first: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what each token writes, (H, R, Dv), and what those from the `first` on read, (H, T, Dv), both float32.
 
-    system: torch.Tensor
-    """(H, R, R) what each token's write takes from those of its ancestors; its diagonal and what lies above mean 0."""
-    scores: torch.Tensor
-    """(H, R, R) what each token reads of each write."""
-    wanted: torch.Tensor
-    """(H, R, Dv) what would be written behind an empty state, if each token were alone."""
-    decayed_keys: torch.Tensor
-    """(H, R, Dk) what of the state each write takes away."""
-    decayed_queries: torch.Tensor
-    """(H, R, Dk) what of the state each token reads."""
-
-    @classmethod
-    def of(
-        cls,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        sums: torch.Tensor,
-        beta: torch.Tensor,
-        ancestors: torch.Tensor,
-    ) -> "_Block":
-        """Take `query` and `key` (H, R, Dk), `value` (R, H, Dv), the decays' `sums` (R, H) and `beta` (R, H)."""
-        by_head = sums.T
-        decays = (by_head[:, :, None] - by_head[:, None]).to(torch.float32)
-        decays.masked_fill_(~ancestors, -torch.inf).exp_()
-        weights = beta.T[:, :, None].to(torch.float32)
-        total = by_head[:, :, None].to(torch.float32).exp()
-        weighted = key * weights
-        return cls(
-            system=(weighted @ key.transpose(1, 2)).mul_(decays),
-            scores=(query @ key.transpose(1, 2)).mul_(decays),
-            wanted=value.transpose(0, 1).to(torch.float32) * weights,
-            decayed_keys=weighted * total,
-            decayed_queries=query * total,
+    `query` and `key` (K, R, Dk) float32, `value` (R, H, Dv), the decays' `sums` (R, H), `beta` (R, H), `state` (H, Dk,
+    Dv). Tokens are solved in blocks: what earlier ones have written is taken off in one product, and half of the pairs,
+    those of a token with later ones, are never looked at.
+    """
+    num_tokens, repeats = key.shape[1], len(state) // len(key)
+    by_head, weights = sums.T, beta.T[:, :, None].to(torch.float32)
+    total = _decay(by_head[:, :, None].to(torch.float32))
+    of_state = torch.cat((key, query[:, first:]), dim=1).repeat_interleave(repeats, 0) @ state  # (H, R + T, Dv)
+    wanted = value.transpose(0, 1) - of_state[:, :num_tokens].mul_(total)
+    read = of_state[:, num_tokens:].mul_(total[:, first:])
+    written = torch.empty_like(wanted)
+    for start in range(0, num_tokens, DELTA_BLOCK_TOKENS):
+        stop = min(start + DELTA_BLOCK_TOKENS, num_tokens)
+        decays = (by_head[:, start:stop, None] - by_head[:, None, :stop]).to(torch.float32)
+        decays = _decay(decays.masked_fill_(~ancestors[start:stop, :stop], -torch.inf))  # (H, B, C)
+        earlier = key[:, :stop].transpose(1, 2)
+        taken = _for_values(key[:, start:stop] @ earlier, decays)
+        left, own = wanted[:, start:stop], weights[:, start:stop]
+        if start:
+            left = torch.baddbmm(left, taken[:, :, :start], written[:, :start], alpha=-1)
+        written[:, start:stop] = torch.linalg.solve_triangular(
+            taken[:, :, start:] * own, left * own, upper=False, unitriangular=True
         )
+        if stop > first:
+            begin = max(start, first)
+            scores = _for_values(query[:, begin:stop] @ earlier, decays[:, begin - start :])
+            read[:, begin - first : stop - first].baddbmm_(scores, written[:, :stop])
+    return written, read
 
-    def run(self, state: torch.Tensor, *, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what each token writes, (H, R, Dv), and what those from the `first` on read, (T, H, Dv).
 
-        `state` (H, Dk, Dv): the one on which they stand.
-        """
-        wanted = self.wanted - self.decayed_keys @ state
-        written = torch.linalg.solve_triangular(self.system, wanted, upper=False, unitriangular=True)
-        read = self.scores[:, first:] @ written + self.decayed_queries[:, first:] @ state
-        return written, read.transpose(0, 1)
+def _decay(sums: torch.Tensor) -> torch.Tensor:
+    """Make of sums of decays, in their place, what is left of a number after them."""
+    return torch.threshold_(sums, _FORGOTTEN, -torch.inf).exp_()
+
+
+def _for_values(products: torch.Tensor, decays: torch.Tensor) -> torch.Tensor:
+    """Return the products (K, B, C) of heads of the keys, each decayed (H, B, C) as its heads of the values are."""
+    by_key = decays.view(len(products), -1, *decays.shape[1:])
+    return (by_key * products[:, None]).view(decays.shape)
 
 
 def _normalised(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

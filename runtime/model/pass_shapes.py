@@ -17,9 +17,9 @@ LEAST_RANKED, MOST_RANKED, RANKED_SHARE = 8, 64, 4
 Logits are what a step holds most of: 64 rows of 152,000 tokens take 120 MB with what ranks them."""
 
 MOST_DELTA_PAIRS = 2**22
-"""Pairs of a tree's tokens, times heads, that the gated delta rule holds at once: 17 MB in float32."""
+"""Pairs of a tree's tokens and a block's, times heads, that the gated delta rule holds at once: 17 MB in float32."""
 DELTA_BLOCK_TOKENS = 64
-"""Of a text, which the gated delta rule computes together."""
+"""Of a text or a tree, which the gated delta rule solves together."""
 MOST_MARKS = 8
 """Earlier states of recurrent layers that texts can be cut back to, of all texts together."""
 MARK_TOKENS = 512

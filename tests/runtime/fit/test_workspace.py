@@ -25,9 +25,9 @@ def test_a_recurrent_layer_holds_pairs_of_a_trees_tokens_and_what_its_rule_makes
     state, of_token, of_node = 3 * 4 * 4 * 8 * 6, 5 * 56 * 2 + 4 * 4 * 8, 4 * 6 * 4 * 8
     block = sizes.layer_bytes(5, 2, num_nodes=4)
     assert block == 5 * of_token + 64 * of_node + 16 * 64 * 64 * 4 + state, "a text's block is wider than the tree"
-    assert sizes.layer_bytes(5, 2, num_nodes=99) == 5 * of_token + 100 * of_node + 16 * 100 * 100 * 4 + state
-    wide = sizes.layer_bytes(4000, 2, num_nodes=3999) - 4000 * (of_token + of_node) - state
-    assert wide == 16 * 4000 * 4000 * 2, "the heads of one key head at a time"
+    assert sizes.layer_bytes(5, 2, num_nodes=99) == 5 * of_token + 100 * of_node + 16 * 100 * 64 * 4 + state
+    wide = sizes.layer_bytes(40000, 2, num_nodes=39999) - 40000 * (of_token + of_node) - state
+    assert wide == 16 * 40000 * 64 * 2, "the heads of one key head at a time"
     hybrid = replace(SMALL, delta=sizes)
     between, beside = 5 * (2 * (10 + 8) + 16), 2 * (5 * 3 * 10 + 5 * 48)
     for num_nodes in (0, 99):

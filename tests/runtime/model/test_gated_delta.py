@@ -89,6 +89,21 @@ def test_each_token_reads_the_state_of_its_own_path(seed, num_tokens, heads, dec
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3, 40.0])
+@pytest.mark.parametrize("num_outputs", [1, 70, 150])
+def test_a_tree_of_several_blocks_is_its_paths(num_outputs, decay):
+    """Also where nothing is left of a number after some tokens."""
+    generator = torch.Generator().manual_seed(num_outputs)
+    parents = random_tree(generator, 150, chance_of_chain=0.9)
+    inputs, state = layer_inputs(generator, 150, heads=(2, 6), decay=decay)
+    arguments = (*(inputs[name] for name in INPUTS), state, Paths(ancestors_of(parents)))
+    found = delta_rule(*arguments, num_outputs=num_outputs)
+    assert len(found) == num_outputs
+    for token in range(150 - num_outputs, 150, 13):
+        expected, _ = stepped(inputs, state, path_to(parents, token))
+        torch.testing.assert_close(found[token - 150].double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_path_reads_what_transformers_computes_of_it_alone():
     generator = torch.Generator().manual_seed(5)
     parents = random_tree(generator, 60)
