@@ -489,7 +489,8 @@ def _placed(
             machine = replace(machine, host_free_bytes=machine.host_free_bytes - draft_bytes)
     advice = advise(need, machine)
     placement = advice.placement
-    if placement.device_budget_bytes < need.least_bytes:
+    # What stays whole needs no long passes, and less than what streams at least.
+    if placement.missing_device_bytes and placement.device_budget_bytes < need.least_bytes:
         fixed = ", ".join(f"{label} {format_bytes(size)}" for label, size in need.fixed_entries().items())
         raise BudgetError(f"{advice.sentence}; beside {need.num_slots} slots for layers it holds {fixed}")
     stages = _disk_ring(config, placement.residency, device=device)

@@ -273,6 +273,16 @@ def test_keys_and_values_that_travel_are_those_of_one_text(tmp_path: Path) -> No
         batch_of(folder, 4, num_texts=4, **settings)
 
 
+def test_what_fits_whole_is_opened_also_where_streaming_it_would_not_fit(folder: Path) -> None:
+    """It was refused with the words that it fits: passes over layers that stream may be longer than others."""
+    config = EngineConfig(target=str(folder), draft="none", context_tokens=2048, num_texts=3)
+    need = LoadPlan.build(config).need
+    plan = LoadPlan.build(replace(config, device_memory_bytes=need.least_bytes - 1))
+    assert not plan.residency.streamed_layers and plan.placement.device_bytes < need.least_bytes
+    with pytest.raises(BudgetError, match="the budget is"):
+        LoadPlan.build(replace(config, device_memory_bytes=plan.placement.device_bytes - 1))
+
+
 def test_every_text_has_its_keys_and_values_and_all_trees_share_the_nodes(tmp_path: Path) -> None:
     folder = save_tiny_folder(tmp_path / "model")
     alone, together = (batch_of(folder, 4, num_texts=number, draft="substitute").need for number in (1, 4))
