@@ -105,6 +105,22 @@ def test_a_real_server_that_dies_in_the_middle_is_told_to_the_model_and_in_the_l
     asyncio.run(story())
 
 
+def test_what_a_server_said_last_is_read_before_its_end_is_told():
+    """A thread reads it, which may come to its turn late."""
+
+    async def story():
+        for _ in range(50):
+            words = module._LastWords()
+            with words.pipe() as stderr:
+                os.write(stderr.fileno(), b"first\ngoodbye")
+                assert await words.behind("it is gone", stderr) == "it is gone; it said last: goodbye"
+        words = module._LastWords()
+        with words.pipe() as stderr:
+            assert await words.behind("it is gone", stderr) == "it is gone"
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
