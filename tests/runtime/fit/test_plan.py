@@ -415,7 +415,7 @@ def test_many_prompts_share_each_pass_and_its_nodes():
 def test_more_prompts_than_memory_holds_are_refused_in_a_sentence():
     with pytest.raises(BudgetError, match="does not fit"):
         planned(context_tokens=8192, num_prompts=256)
-    with pytest.raises(OptionError, match="it must be 1 to 1024"):
+    with pytest.raises(OptionError, match="it must be from 1 to 1024"):
         PlanRequest(num_prompts=0)
 
 
