@@ -161,10 +161,11 @@ class MarkdownDisplay:
             self._draw(self._last_lines(_markdown(self._growing)))
 
     def _draw(self, content: RenderableType) -> None:
+        """Draw it over a blank line, where the terminal writes ^C: behind a full line that would begin a new one."""
         now = self._clock()
         if now - self._drawn_at >= FRAME_SECONDS:
             self._drawn_at = now
-            self._live.update(content, refresh=True)
+            self._live.update(Group(content, Text("")), refresh=True)
 
     def _last_lines(self, content: RenderableType) -> RenderableType:
         """Return what of the content a screen holds; its beginning is printed once it is whole."""

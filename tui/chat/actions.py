@@ -23,7 +23,7 @@ from tui.chat.settings.screen import SettingsScreen
 from tui.chat.settings.settings import ChatSettings, changed_names, changes_that_reload, find_setting
 from tui.chat.store.files import export_conversation, free_export_path, path_of
 from tui.chat.store.store import UNDO_SECONDS
-from tui.chat.themes import AUTO
+from tui.chat.themes import find_theme, short_name, theme_choices
 from tui.chat.turns import TurnActions
 from tui.chat.widgets.branches import BranchesScreen
 from tui.chat.widgets.deleted import DeletedScreen
@@ -380,13 +380,16 @@ class Actions:
 
     def do_thoughts(self) -> None:
         """Open or fold what was thought before the answers."""
-        is_open = self._chat.view.open_thinking()
-        self._chat.say("thinking is shown" if is_open else "thinking is folded to a line")
+        words = "shown" if self._chat.view.open_thinking() else "folded to a line"
+        if self._chat.view.has_thinking:
+            self._chat.say(f"thinking is {words}")
+        else:
+            self._chat.say(f"thinking will be {words}; no answer here has any")
 
     async def do_set(self, name: str = "", value: str | None = None) -> None:
         remembered = self._chat.services.settings
         if not name:
-            themes = (AUTO, *sorted(self._chat.screen.app.available_themes))
+            themes = theme_choices(self._chat.screen.app.available_themes)
             problems = (*self._chat.services.keys.problems, *self._chat.services.tool_problems)
             form = SettingsScreen(
                 remembered.shown, themes=themes, now=remembered.described_elsewhere(), key_problems=problems
@@ -399,21 +402,21 @@ class Actions:
         elif found == "target":
             await self.do_model(value)
         else:
+            if found == "theme":
+                value = find_theme(value, self._chat.screen.app.available_themes)
             self._change_settings(remembered.settings.with_text(found, value), chosen=(found,))
 
     async def do_theme(self, theme: str = "") -> None:
-        if not theme:
-            self._chat.screen.app.search_themes()
-        elif theme in (*self._chat.screen.app.available_themes, AUTO):
+        if theme:
             await self.do_set("theme", theme)
         else:
-            raise BadInputError(f"{theme} is no theme; /theme lists them")
+            self._chat.screen.app.search_themes()
 
     def remember_theme(self, theme: Theme) -> None:
         """Keep a theme that was chosen in a list."""
         settings = self._chat.services.settings.settings
         if theme.name != self._theme_name(settings):
-            self._change_settings(settings.replace(theme=theme.name), is_told=False)
+            self._change_settings(settings.replace(theme=short_name(theme.name)), is_told=False)
 
     def do_help(self, command: str = "") -> None:
         known = known_command(command.removeprefix("/")) if command else None

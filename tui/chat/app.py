@@ -24,7 +24,7 @@ from tui.chat.commands.registry import COMMANDS, key_text
 from tui.chat.display import ChatServices
 from tui.chat.screen import ChatScreen
 from tui.chat.terminal_input import BACKGROUND_QUERY, TerminalBackground, tells_background
-from tui.chat.themes import AUTO, THEMES, theme_name
+from tui.chat.themes import AUTO, THEMES, is_theme, theme_name
 from tui.interruption import end_within
 from tui.terminal_text import one_line
 
@@ -106,7 +106,7 @@ class ChatApp(App[int], inherit_bindings=False):
             self.register_theme(theme)
         wanted = services.settings.settings.theme
         self.theme = theme_name(wanted, services.environment, known=self.available_themes)
-        if wanted != AUTO and wanted not in self.available_themes:
+        if wanted != AUTO and not is_theme(wanted, known=self.available_themes):
             unknown = f"there is no theme {one_line(wanted)}, so the terminal's background decides; /theme lists them"
             self.services = replace(services, notices=(*services.notices, unknown))
         self._asked_at = -BACKGROUND_SECONDS

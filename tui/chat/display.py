@@ -255,7 +255,10 @@ class ChatDisplay:
         self._is_engine_due = False
         state = self.dialogue.state
         thinking = SETTINGS["thinking_budget"].chosen(self.services.settings.shown["thinking_budget"])
-        self.status.show(state, self.wanted_model if state.phase == "loading" else "", thinking=thinking)
+        held = self.dialogue.num_context_tokens
+        num_tokens = self.counter.num_conversation_tokens or 0 if held is None else held
+        wanted = self.wanted_model if state.phase == "loading" else ""
+        self.status.show(state, wanted, thinking=thinking, num_context_tokens=num_tokens)
         self.panel.show(self.dialogue.state)
         self.attention.show(state, self._name)
 
@@ -271,6 +274,7 @@ class ChatDisplay:
         self._name = title.rpartition("  #")[0] or title
         self.title_bar.update(title)
         self.show_engine()
+        self.prompt.border_title = self._edited_words()
         self.view.greet(self._greeting())
         self.refresh_list()
         self._show_waiting()
@@ -278,6 +282,15 @@ class ChatDisplay:
             self.drafts.save()
         self.counter.refresh()
         self.show_keys()
+
+    def _edited_words(self) -> str:
+        """Say that what is written will stand in place of a turn; nothing where it follows the others."""
+        edited_id = self.dialogue.editing_id
+        edited = None if edited_id is None else self.dialogue.message(edited_id)
+        if edited is None:
+            return ""
+        what = "your prompt" if edited.role == "user" else "the answer"
+        return f"editing {what} ({key_now(self.screen, 'back')} leaves)"
 
     def _greeting(self) -> Greeting:
         """Return what an empty conversation says."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from runtime.config import SamplingParams
 from runtime.prompts.prompt_file import Message, PromptRequest
-from tui.chat.store.records import StoredMessage, chat_turns, raw_text, readable, turn_ids
+from tui.chat.store.records import StoredMessage, raw_text, readable, system_turn, turns_with_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,9 @@ class Reading:
     ) -> "Reading":
         """Take all messages of a branch, less what is left out of what the model reads."""
         kept = readable([each for each in messages if not each.is_left_out])
-        knows_tools = tools is not None
-        turns = chat_turns(system_prompt, kept, knows_tools=knows_tools)
-        return cls(turns, turn_ids(kept, knows_tools=knows_tools), is_text, tools)
+        found = turns_with_ids(kept, knows_tools=tools is not None)
+        turns = (*system_turn(system_prompt), *(turn for _, turn in found))
+        return cls(turns, tuple(message_id for message_id, _ in found), is_text, tools)
 
     def request(
         self, params: SamplingParams, unchosen: frozenset[str], *, request_id: str = "", is_continued: bool = False

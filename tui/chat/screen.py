@@ -28,6 +28,7 @@ from tui.chat.display import ChatDisplay, ChatServices
 from tui.chat.drafts import SAVE_SECONDS
 from tui.chat.engine.client import EngineDied
 from tui.chat.engine.messages import Loaded, LoadRefused, Report, TokensCounted
+from tui.chat.themes import theme_choices
 from tui.chat.tools.servers import CallEnded
 from tui.chat.unsaved import RETRY_SECONDS, UnsavedWatch
 from tui.chat.widgets.attachments import AttachmentList
@@ -381,6 +382,7 @@ class ChatScreen(Screen[None]):
             await self.unsaved.look_at_once()
             if isinstance(report, TokensCounted):
                 self.chat.counter.take(report)
+                self.chat.show_engine()
             elif isinstance(report, Loaded):
                 await self.actions.note_loaded(report)
             elif isinstance(report, LoadRefused | EngineDied):
@@ -398,7 +400,7 @@ class ChatScreen(Screen[None]):
             self.chat.show_keys()
             return
         known = {
-            "THEME": sorted(self.app.available_themes),
+            "THEME": theme_choices(self.app.available_themes),
             "MODEL": self.chat.services.settings.settings.recent_targets,
             "FILE": await paths_for(text),
         }

@@ -152,6 +152,16 @@ def test_what_is_waited_for_is_gone_in_the_end() -> None:
     assert shown(Waits("reading the prompt")).strip() == ""
 
 
+def test_an_interrupted_answer_is_there_once() -> None:
+    """The terminal wrote ^C behind a line that was padded to its full width, so that the line was never taken away."""
+    console = terminal()
+    with MarkdownDisplay(console, clock=Clock()) as display:
+        for piece in (Said("Once "), Said("upon a time")):
+            display.show(piece)
+        console.file.write("^C")
+    assert screen_of(written_to(console), width=40).strip() == "Once upon a time"
+
+
 def test_the_model_cannot_write_to_the_terminal_itself() -> None:
     console = terminal(colors=None)
     with MarkdownDisplay(console) as display:

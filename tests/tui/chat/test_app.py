@@ -145,6 +145,13 @@ def test_the_terminals_background_decides_in_time_and_is_not_remembered(tmp_path
             teller.app.post_message(TerminalBackground(0.1))
             await teller.pilot.pause()
             assert teller.app.theme == "nord"
+            await teller.command("/theme light")
+            await teller.until(lambda: teller.app.theme == LIGHT.name)
+            assert teller.services_settings.theme == "light"
+            await teller.command("/set theme Dark")
+            await teller.until(lambda: teller.app.theme == DARK.name)
+            await teller.command("/theme drak")
+            await teller.hears("there is no theme drak; did you mean dark?")
             await teller.command("/theme auto")
             await teller.until(lambda: teller.app.theme in (LIGHT.name, DARK.name))
 

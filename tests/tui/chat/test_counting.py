@@ -144,6 +144,21 @@ def test_a_count_that_comes_late_is_not_taken_for_that_of_another_conversation(t
     tell(story)
 
 
+def test_the_share_of_the_context_is_that_of_the_open_conversation(tmp_path):
+    """It was that of the conversation that was answered last, whichever was open."""
+
+    async def story():
+        async with telling(tmp_path, script=counting, size=(120, 24)) as teller:
+            first = await teller.ask("one " * 40) or teller.dialogue.conversation_id
+            await teller.press("ctrl+n")
+            await teller.until(lambda: "context 0%" in screen_text(teller.app))
+            await teller.ask("short")
+            await teller.chat.screen.action_open_conversation(first)
+            await teller.until(lambda: "context 42%" in screen_text(teller.app))
+
+    tell(story)
+
+
 def test_a_tokenizer_that_refuses_leaves_no_figure(tmp_path):
     def refusing(request):
         return [TokensCounted(request.count_id, None)] if isinstance(request, CountTokens) else counting(request)

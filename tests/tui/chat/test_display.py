@@ -13,6 +13,7 @@ from tui.chat.changes import Trouble
 from tui.chat.engine.messages import Answer, Failed, LoadModel, PassRunning
 from tui.chat.settings.file import RememberedSettings
 from tui.chat.settings.settings import ChatSettings
+from tui.chat.widgets.tools import ToolsScreen
 
 ANSWER = """\
 Foxes sleep curled up.
@@ -180,6 +181,21 @@ def test_what_is_said_in_passing_lies_over_the_conversation_alone(tmp_path, size
     tell(story)
 
 
+def test_what_is_said_in_passing_covers_no_dialogs_first_rows(tmp_path):
+    """At 40x10 it lay over the title of a dialog and what was chosen in it."""
+
+    async def story():
+        async with telling(tmp_path, size=(40, 10), has_toasts=True) as teller:
+            await teller.command("/tools")
+            await teller.until(lambda: isinstance(teller.app.screen, ToolsScreen))
+            teller.chat.say("said in passing")
+            toasts = teller.app.screen.query(Toast)
+            await teller.until(lambda: [each for each in toasts if each.region.height])
+            assert toasts.first().region.bottom == 10 and toasts.first().region.y >= 6
+
+    tell(story)
+
+
 def test_a_sentence_stands_for_two_seconds_and_a_long_one_for_as_long_as_it_is_read(tmp_path):
     async def story():
         async with telling(tmp_path, has_toasts=True) as teller:
@@ -305,6 +321,41 @@ def test_what_comes_with_one_round_is_shown_once(tmp_path):
             teller.engine.say(*of_answer(1, *levels, PassRunning(3, 6, (2, 4)), TextDelta("Foxes")))
             await teller.until(lambda: teller.dialogue.state.phase == "verifying")
             assert 1 <= len(shown) <= 2 and shown[-1] is teller.dialogue.state
+
+    tell(story)
+
+
+@pytest.mark.parametrize("size", [(40, 10), (80, 24)])
+def test_what_is_being_edited_is_said_at_the_prompt_until_it_is_left_or_sent(tmp_path, size):
+    """Nothing told a prompt that takes the place of another one from the next one."""
+
+    async def story():
+        async with telling(tmp_path, size=size) as teller:
+            await teller.ask("Hi?")
+            await teller.press("alt+up", "e")
+            await teller.until(lambda: "editing the answer (Esc leaves)" in screen_text(teller.app))
+            await teller.press("escape")
+            await teller.until(lambda: "editing" not in screen_text(teller.app))
+            await teller.command("/edit")
+            await teller.until(lambda: "editing your prompt (Esc leaves)" in screen_text(teller.app))
+            await teller.ask(" Again?")
+            assert "editing" not in screen_text(teller.app)
+
+    tell(story)
+
+
+def test_a_long_draft_leaves_room_for_what_stands_over_the_prompt_in_a_low_terminal(tmp_path):
+    """Its last rows were cut off where a turn was selected with guesses shown, and so was what was being written."""
+
+    async def story():
+        async with telling(tmp_path, size=(40, 10)) as teller:
+            await teller.ask("Hi?")
+            await teller.type("words " * 60 + "end")
+            await teller.press("f7", "alt+up")
+            await teller.until(lambda: "again" in screen_text(teller.app))
+            rows = screen_text(teller.app).split("\n")
+            assert "guessed · its own" in rows[3] and "e edit" in rows[2]
+            assert "end" in rows[6] and rows[7].startswith(" ╰") and "ready" in rows[8]
 
     tell(story)
 

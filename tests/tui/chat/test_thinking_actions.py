@@ -53,6 +53,20 @@ def test_thinking_is_folded_and_the_key_opens_all_of_it(tmp_path, size):
     tell(story)
 
 
+def test_without_any_thinking_the_key_says_so(tmp_path):
+    """It said that thinking was shown."""
+
+    async def story():
+        async with telling(tmp_path) as teller:
+            await teller.ask("Hi?")
+            await teller.press("ctrl+t")
+            await teller.hears("thinking will be shown; no answer here has any")
+            await teller.press("ctrl+t")
+            await teller.hears("thinking will be folded to a line; no answer here has any")
+
+    tell(story)
+
+
 def test_an_answer_that_thinks_says_so_while_it_does(tmp_path):
     async def story():
         async with telling(tmp_path, script=thinking_on, size=(80, 24)) as teller:

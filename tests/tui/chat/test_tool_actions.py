@@ -103,7 +103,7 @@ def test_a_model_that_knows_no_tools_is_told_of_none_and_no_server_starts(tmp_pa
             await teller.hears("was not made for tools")
             assert teller.chat.services.tools.states[0].phase == "waiting"
             await teller.command("/tools")
-            await teller.until(lambda: "files  waiting" in screen_text(teller.app))
+            await teller.until(lambda: "files  waits for a model" in screen_text(teller.app))
             await teller.press("escape")
 
     tell(story)

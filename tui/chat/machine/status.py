@@ -203,10 +203,13 @@ def _loading_figures(state: EngineState, words: str, style: str, tooltip: str, w
         yield StatusFigure(left, left, 14, tooltip, style)
 
 
-def status_figures(state: EngineState, thinking: str = "") -> Iterator[StatusFigure]:
+def status_figures(
+    state: EngineState, thinking: str = "", num_context_tokens: int | None = None
+) -> Iterator[StatusFigure]:
     """Yield all figures that are known, in the order in which they stand: for the right.
 
-    `thinking` is what was chosen about it, if anything was.
+    `thinking` is what was chosen about it, if anything was; `num_context_tokens` what the open conversation takes of
+    the context, if it is not the one that the engine holds.
     """
     figures, model = state.figures, state.model
     if model is not None and model.can_think and thinking:
@@ -240,17 +243,27 @@ def status_figures(state: EngineState, thinking: str = "") -> Iterator[StatusFig
         per_pass = f"{rate_text(figures.tokens_per_pass)} tokens per pass, without drafts it would be 1"
         yield StatusFigure(rate, rate, 19, f"Tokens per second over the last rounds{expected}. {per_pass}.", "bold")
     if model is not None:
-        used, limit = state.session.num_context_tokens, model.context_tokens
+        used = state.session.num_context_tokens if num_context_tokens is None else num_context_tokens
+        limit = model.context_tokens
         tooltip = f"Prompt and answer take {used:,} of the {limit:,} tokens that the context holds."
         yield StatusFigure(f"context {used / limit:.0%}", f"ctx {used / limit:.0%}", 18, tooltip)
 
 
-def status_row(state: EngineState, width: int, wanted: str = "", *, choose: str = "F4", thinking: str = "") -> Content:
+def status_row(
+    state: EngineState,
+    width: int,
+    wanted: str = "",
+    *,
+    choose: str = "F4",
+    thinking: str = "",
+    num_context_tokens: int | None = None,
+) -> Content:
     """Return what is done at the left and what fits of the figures at the right, in at most `width` cells.
 
     The style of each piece holds its tooltip.
     """
-    left, right = tuple(progress_figures(state, wanted, choose=choose)), tuple(status_figures(state, thinking))
+    left = tuple(progress_figures(state, wanted, choose=choose))
+    right = tuple(status_figures(state, thinking, num_context_tokens))
     fitting = fit_figures((*left, *right), width)
     if not fitting and left:
         fitting = {left[0]: fit_text(left[0].short, width)}
@@ -278,19 +291,32 @@ class StatusLine(Widget):
         super().__init__(id=id)
         self._state = EngineState()
         self._wanted = self._thinking = ""
+        self._num_context_tokens: int | None = None
         self._row = Content()
 
-    def show(self, state: EngineState, wanted: str = "", *, thinking: str = "") -> None:
-        """Show that state from now on; `wanted` is the model that is being loaded, `thinking` what was chosen of it."""
+    def show(
+        self, state: EngineState, wanted: str = "", *, thinking: str = "", num_context_tokens: int | None = None
+    ) -> None:
+        """Show that state from now on.
+
+        `wanted` is the model that is being loaded, the others are as for `status_figures`.
+        """
         self._state, self._wanted, self._thinking = state, wanted, thinking
-        choose = key_now(self, "model")
-        row = status_row(state, self.content_size.width, wanted, choose=choose, thinking=thinking)
+        self._num_context_tokens = num_context_tokens
+        row = status_row(
+            state,
+            self.content_size.width,
+            wanted,
+            choose=key_now(self, "model"),
+            thinking=thinking,
+            num_context_tokens=num_context_tokens,
+        )
         if not row.is_same(self._row):
             self._row = row
             self.refresh()
 
     def on_resize(self) -> None:
-        self.show(self._state, self._wanted, thinking=self._thinking)
+        self.show(self._state, self._wanted, thinking=self._thinking, num_context_tokens=self._num_context_tokens)
 
     def on_mouse_move(self, event: events.MouseMove) -> None:
         """Explain the figure under the pointer."""

@@ -160,7 +160,7 @@ def _describe_settings() -> list[Setting]:
     """Return all settings, each group together."""
     prompt_help = "What new conversations tell the model first; empty is the model's own."
     recent_help = f"Models used, the last one first; at most {MAX_RECENT_TARGETS}."
-    theme_help = "Colours: auto (dark or light as the terminal is), or a name that /theme shows."
+    theme_help = "Colours: auto (as the terminal is), dark, light, or another name that /theme shows."
     done_help = (
         "How the end of an answer is told that nobody watches: bell (and the title), title (of the terminal), or off."
     )

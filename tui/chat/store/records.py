@@ -169,16 +169,16 @@ def chat_turns(
     without any text is no turn, and prompts that then follow each other become one: many templates refuse two turns of
     one role. For a template that `knows_tools` not, calls and what tools said are words in brackets.
     """
-    system = (Message("system", system_prompt),) if system_prompt.strip() else ()
-    return (*system, *(turn for _, turn in _turns(messages, knows_tools=knows_tools)))
+    return (*system_turn(system_prompt), *(turn for _, turn in turns_with_ids(messages, knows_tools=knows_tools)))
 
 
-def turn_ids(messages: Sequence[StoredMessage], *, knows_tools: bool = False) -> tuple[int, ...]:
-    """Return the id of the first message of each of these turns, the system prompt aside."""
-    return tuple(message_id for message_id, _ in _turns(messages, knows_tools=knows_tools))
+def system_turn(system_prompt: str) -> tuple[Message, ...]:
+    """Return the turn that stands before all others, none where there is no such prompt."""
+    return (Message("system", system_prompt),) if system_prompt.strip() else ()
 
 
-def _turns(messages: Sequence[StoredMessage], *, knows_tools: bool) -> list[tuple[int, Message]]:
+def turns_with_ids(messages: Sequence[StoredMessage], *, knows_tools: bool = False) -> list[tuple[int, Message]]:
+    """Return the turns of `chat_turns` without the system prompt, each behind the id of its first message."""
     turns: list[tuple[int, Message]] = []
     for before, each, after in zip((None, *messages), messages, (*messages[1:], None), strict=False):
         is_paired = knows_tools and (_is_answer(each, before) or _is_answer(after, each))

@@ -72,7 +72,8 @@ class ServerState:
     def words(self) -> str:
         """What a list says of it."""
         if self.phase != "ready":
-            return f"{self.phase}: {self.reason}" if self.reason else self.phase
+            phase = "waits for a model with tools" if self.phase == "waiting" else self.phase
+            return f"{phase}: {self.reason}" if self.reason else phase
         num_off = sum(not tool.is_on for tool in self.tools)
         words = f"ready with {len(self.tools)} tool{'s' * (len(self.tools) != 1)}"
         return "; ".join(filter(None, (words + (f", {num_off} of them off" if num_off else ""), self.reason)))

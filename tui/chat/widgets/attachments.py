@@ -99,7 +99,8 @@ class AttachmentList(OptionList):
         self.clear_options()
         self.add_options([Option(self._line(each)) for each in self.attachments[:-1]])
         if self.attachments:
-            hint = Content(f"   (Shift+Tab, then {key_now(self, 'attachment_remove')} takes it out)").stylize("dim")
+            remove = key_now(self, "attachment_remove")
+            hint = Content(f"   (Shift+Tab, then {remove} takes it out)").stylize("$text-muted")
             self.add_option(Option(Content.assemble(self._line(self.attachments[-1]), hint)))
         last = self.option_count - 1
         self.highlighted = None if last < 0 else last if highlighted is None else min(highlighted, last)
@@ -108,7 +109,7 @@ class AttachmentList(OptionList):
     def _line(self, attachment: Attachment) -> Content:
         num_tokens = self._num_tokens.get(attachment)
         figure = "" if num_tokens is None else f"{counted(num_tokens, 'token')} · "  # first: a long path is cut off
-        return Content.assemble("+ ", Content(figure).stylize("dim"), attachment.label)
+        return Content.assemble("+ ", Content(figure).stylize("$text-muted"), attachment.label)
 
 
 class FoldedText(Vertical):

@@ -63,7 +63,7 @@ class BranchesScreen(ModalScreen[int | None]):
         after = f" · after: {_line(branch.follows)}" if branch.follows else ""
         place = f"    {part} · {age if age == 'now' else f'{age} ago'}{after}"
         shown = words.stylize("bold") if branch.is_shown else words
-        return Option(Content.assemble(shown, "\n", Content(place).stylize("dim")))
+        return Option(Content.assemble(shown, "\n", Content(place).stylize("$text-muted")))
 
 
 def _line(text: str) -> str:

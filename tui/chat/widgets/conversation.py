@@ -353,6 +353,11 @@ class ConversationView(VerticalScroll, can_focus=False):
             turn.thinking.open(self._opens_thinking)
         return self._opens_thinking
 
+    @property
+    def has_thinking(self) -> bool:
+        """Whether an answer in sight or above it thought before it said something."""
+        return any(turn.thinking.display for turn in self.query(AnswerTurn))
+
     def color_guesses(self) -> bool:
         """Show in answers what was guessed ahead, here and from now on, or Markdown again; return which it is now."""
         self._shows_guesses = not self._shows_guesses

@@ -104,7 +104,7 @@ class DeletedScreen(ModalScreen[int | None]):
         age = age_words(since)
         when = "just now" if age == "now" else f"{age} ago"
         words = f"  {conversation.num_messages} turns, deleted {when}, kept for {num_days} d more"
-        return Content.assemble(conversation.shown_title, Content(words).stylize("dim"))
+        return Content.assemble(conversation.shown_title, Content(words).stylize("$text-muted"))
 
     def _say(self, words: str) -> None:
         self.query_one(".dialog-hint", Static).update(words)

@@ -1,6 +1,7 @@
 """An answer as it was written, with what was guessed ahead in another colour, and the line that says what it means."""
 
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Static
 
 from tui.chat.commands.keymap import key_now
@@ -9,7 +10,7 @@ from tui.terminal_text import shown_text
 
 UNKNOWN = "what was guessed is not known of this answer"
 _GUESSED, _GUESSED_WITHOUT_COLOR = "$text-success on $success 20%", "underline"
-_UNKNOWN = "dim italic"
+_UNKNOWN = "$text-muted italic"
 
 
 def origin_style(origin: Origin, *, has_colors: bool) -> str:
@@ -45,11 +46,11 @@ class GuessedAnswer(Static):
         self.update(Content.assemble(*styled))
 
 
-class GuessesLegend(Static):
-    """One line that says which colour is what, and how to go back."""
+class GuessesLegend(Widget):
+    """One line that says which colour is what, and how to go back; in fewer words where there is no room."""
 
     def __init__(self, *, id: str | None = None) -> None:
-        super().__init__("", id=id, markup=False)
+        super().__init__(id=id)
         self.display = False
         self.tooltip = (
             "A draft guessed these words ahead, or they were looked up in the text, and the model agreed; all others "
@@ -58,13 +59,17 @@ class GuessesLegend(Static):
 
     def show(self, is_shown: bool) -> None:
         """Say it, or nothing."""
-        has_colors = not self.app.no_color
-        guessed, unknown = (origin_style(origin, has_colors=has_colors) for origin in ("guessed", "unknown"))
-        words = Content.assemble(
-            ("guessed ahead and kept", guessed),
-            " · the model's own word · ",
-            ("not recorded", unknown),
-            (f"   ({key_now(self, 'guesses')} goes back)", "dim"),
-        )
-        self.update(words)
         self.display = is_shown
+        self.refresh()
+
+    def render(self) -> Content:
+        """Show each kind of word as the answers do."""
+        key = key_now(self, "guesses")
+        whole = self._line("guessed ahead and kept", "the model's own word", "not recorded", f"   ({key} goes back)")
+        brief = self._line("guessed", "its own", "unknown", f" ({key} back)")
+        return whole if whole.cell_length <= self.content_size.width else brief
+
+    def _line(self, guessed: str, own: str, unknown: str, end: str) -> Content:
+        has_colors = not self.app.no_color
+        of_guessed, of_unknown = (origin_style(each, has_colors=has_colors) for each in ("guessed", "unknown"))
+        return Content.assemble((guessed, of_guessed), f" · {own} · ", (unknown, of_unknown), (end, "$text-muted"))

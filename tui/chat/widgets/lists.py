@@ -110,7 +110,7 @@ def _line(conversation: Conversation, *, now: float, is_open: bool) -> Content:
     title = Content(f"{'▸ ' if is_open else '  '}{conversation.shown_title}")
     turns = counted(conversation.num_messages, "turn")
     age = f"  {age_words(now - conversation.updated_at)} · {turns} · #{conversation.id}"
-    return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("dim"))
+    return Content.assemble(title.stylize("bold") if is_open else title, "\n", Content(age).stylize("$text-muted"))
 
 
 def _hit_lines(hit: SearchHit) -> Content:
@@ -170,4 +170,4 @@ class CompletionList(OptionList, can_focus=False):
 
 def _completion_row(completion: Completion, *, width: int) -> Content:
     label = Content(one_line(completion.label).ljust(width))
-    return Content.assemble(label, "  ", Content(one_line(completion.help)).stylize("dim"))
+    return Content.assemble(label, "  ", Content(one_line(completion.help)).stylize("$text-muted"))

@@ -125,5 +125,5 @@ def _line(row: ServerState | Tool) -> Content:
         mark = "●" if row.is_on else "○"
         about = one_line(str(row.function.get("description", "")))
         words = f" {'on' if row.is_on else 'off'}  {about}"
-        return Content.assemble(f"  {mark} {one_line(row.own_name)}", Content(words).stylize("dim"))
+        return Content.assemble(f"  {mark} {one_line(row.own_name)}", Content(words).stylize("$text-muted"))
     return Content.assemble(Content(one_line(row.settings.name)).stylize("bold"), f"  {one_line(row.words)}")

@@ -18,7 +18,7 @@ from tui.chat.store.records import (
     raw_text,
     storable,
     title_of_prompt,
-    turn_ids,
+    turns_with_ids,
 )
 
 NOTES = Attachment("Foxes sleep.", "notes.txt")
@@ -116,7 +116,7 @@ def test_a_call_and_what_the_tool_said_are_turns_of_their_own():
         Message("tool", "", tool_call_id="1", name="files__read"),
         Message("assistant", "done"),
     )
-    assert turn_ids(messages, knows_tools=True) == (1, 2, 3, 4, 5, 6)
+    assert [each for each, _ in turns_with_ids(messages, knows_tools=True)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_model_without_tools_reads_calls_and_results_as_words():
@@ -127,7 +127,7 @@ def test_a_model_without_tools_reads_calls_and_results_as_words():
         Message("assistant", called_words),
         Message("user", "[what files__read said]\none\n\nc"),
     )
-    assert turn_ids(messages) == (1, 2, 3)
+    assert [each for each, _ in turns_with_ids(messages)] == [1, 2, 3]
 
 
 def test_a_call_without_a_result_and_a_result_without_its_call_are_no_turns_of_a_tool():

@@ -8,6 +8,8 @@ from textual.screen import Screen
 
 from tests.support.conversation_factory import conversation
 from tests.support.screen_text import STYLES, screen_text
+from tests.support.widget_screens import WidgetApp
+from tests.support.widget_screens import run as run_app
 from tui.chat.commands.slash import Completion
 from tui.chat.store.search import SearchHit
 from tui.chat.widgets.lists import CompletionList, ConversationList, age_words
@@ -58,6 +60,22 @@ def browse(story):
             await story(app, side, pilot)
 
     asyncio.run(run())
+
+
+def test_what_is_chosen_in_a_list_is_seen_without_colours(monkeypatch):
+    """A completion that Enter would take differed from the others by a little of its grey alone."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = WidgetApp(CompletionList())
+
+    async def story(pilot):
+        found = app.query_one(CompletionList)
+        found.show([Completion("/theme ", "/theme NAME"), Completion("/think ", "/think HOW")])
+        await pilot.pause()
+        pieces = [piece for strip in app.screen._compositor.render_strips() for piece in strip]
+        looks = [next(piece.style.underline for piece in pieces if word in piece.text) for word in ("/theme", "/think")]
+        assert looks[0] and not looks[1]
+
+    run_app(app, story)
 
 
 def test_keys():

@@ -25,7 +25,7 @@ def test_servers_and_tools_are_listed_and_switched(size):
         )
         app = WidgetApp(screen=ToolsScreen(servers, keep=kept.append, model=lambda: CALLING))
         async with app.run_test(size=size) as pilot:
-            await until(pilot, lambda: "files  waiting" in screen_text(app))
+            await until(pilot, lambda: "files  waits for a model" in screen_text(app))
             servers.start()
             await until(pilot, lambda: servers.states[0].phase == "ready")
             app.screen.refresh_rows()
