@@ -268,6 +268,12 @@ class ChatDisplay:
         if driver is not None and tells_background(self.services.environment):
             driver.write(escapes)
 
+    def say_what_still_starts(self) -> None:
+        """Say whose tools do not go along with the question that has just been asked."""
+        starting = [one_line(each.settings.name) for each in self.services.tools.states if each.phase == "starting"]
+        if starting and self.dialogue.answer is not None:
+            self.say(f"the tools of {', '.join(starting)} do not go along with this question: they still start")
+
     def show_state(self) -> None:
         """Show what the engine does, which conversation is open, the list, what waits, and what can be done."""
         title = self._title()

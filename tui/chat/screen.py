@@ -219,6 +219,7 @@ class ChatScreen(Screen[None]):
         self.chat.completions.show(())
         if not is_command(text):
             await self.chat.perform(lambda: self.chat.dialogue.ask(message.message))
+            self.chat.say_what_still_starts()
             return
         try:
             command, values = parse_command(whole_command(text.strip()))

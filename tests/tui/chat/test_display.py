@@ -189,9 +189,9 @@ def test_what_is_said_in_passing_covers_no_dialogs_first_rows(tmp_path):
             await teller.command("/tools")
             await teller.until(lambda: isinstance(teller.app.screen, ToolsScreen))
             teller.chat.say("said in passing")
-            toasts = teller.app.screen.query(Toast)
-            await teller.until(lambda: [each for each in toasts if each.region.height])
-            assert toasts.first().region.bottom == 10 and toasts.first().region.y >= 6
+            await teller.until(lambda: [each for each in teller.app.screen.query(Toast) if each.region.height])
+            region = teller.app.screen.query(Toast).first().region
+            assert region.bottom == 10 and region.y >= 6
 
     tell(story)
 

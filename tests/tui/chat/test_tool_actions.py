@@ -1,5 +1,7 @@
 """Stories of tools in the chat: asked for each call, run in the background, kept, and shown again after a restart."""
 
+import asyncio
+
 import pytest
 
 from runtime.prompts.prompt_file import ToolCall
@@ -105,6 +107,24 @@ def test_a_model_that_knows_no_tools_is_told_of_none_and_no_server_starts(tmp_pa
             await teller.command("/tools")
             await teller.until(lambda: "files  waits for a model" in screen_text(teller.app))
             await teller.press("escape")
+
+    tell(story)
+
+
+def test_a_question_that_comes_before_the_tools_says_that_it_goes_without_them(tmp_path):
+    class Slow(FakeSession):
+        has_begun = False
+
+        async def list_tools(self):
+            self.has_begun = True
+            await asyncio.Event().wait()
+
+    async def story():
+        session = Slow()
+        async with telling(tmp_path, script=calling(), tools=tools(session)) as teller:
+            await teller.until(lambda: session.has_begun)
+            await teller.ask("What is in it?")
+            await teller.hears("the tools of files do not go along with this question: they still start")
 
     tell(story)
 
