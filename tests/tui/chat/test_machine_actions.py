@@ -371,7 +371,7 @@ def test_a_theme_is_chosen_and_remembered(tmp_path):
             await teller.until(lambda: teller.app.theme == "nord")
             assert remembered(tmp_path).theme == "nord"
             await teller.command("/theme plaid")
-            await teller.hears("plaid is no theme")
+            await teller.hears("there is no theme plaid")
 
     tell(story)
 

@@ -30,14 +30,14 @@ def over_http(running: Served, folder: Path) -> Any:
     )
 
 
-def test_scores_over_http_are_those_of_the_model(folder: Path, evaluate: Callable[[Any], dict[str, Any]]) -> None:
+def test_scores_over_http_are_those_of_the_model(folder: Path, evaluate: Callable[[Any, int], dict[str, Any]]) -> None:
     from runtime.scoring.harness import OverstoryLM
 
     with OverstoryLM(str(folder), draft="none", device="cpu") as model:
-        ours = evaluate(model)
+        ours = evaluate(model, NUM_ITEMS)
     with served(tiny_load(folder, num_texts=8, device_memory_bytes=None), most_waiting=10**6) as running:
         running.wait(lambda state: state.phase == "ready")
-        theirs = evaluate(over_http(running, folder))
+        theirs = evaluate(over_http(running, folder), NUM_ITEMS)
         tally = running.dispatcher.state.tally
     for name in TASKS:
         for found, wanted in zip(theirs["samples"][name], ours["samples"][name], strict=True):
