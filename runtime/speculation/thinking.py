@@ -145,18 +145,21 @@ def num_thinking(answer: Sequence[int], rules: ThinkingRules) -> int:
 
 def num_opening(prompt: Sequence[int], *, begin: Mark) -> int:
     """Return how many tokens a text has from the last mark on that begins thinking; 0 where it has none."""
-    for start in range(len(prompt) - len(begin), -1, -1):
-        if all(token in place for token, place in zip(prompt[start:], begin, strict=False)):
-            return len(prompt) - start
-    return 0
+    return next((len(prompt) - start for start in reversed(range(len(prompt))) if _is_at(start, begin, prompt)), 0)
 
 
 def num_thought(prompt: Sequence[int], *, begin: Mark, end: Mark) -> int | None:
     """Return how many tokens of thinking a text ends with that has not ended; None where it ends with none."""
-    for start in range(len(prompt) - len(begin), -1, -1):
-        rest = prompt[start:]
-        if all(token in place for token, place in zip(rest, begin, strict=False)):
-            return len(rest) - len(begin)
-        if len(rest) >= len(end) and all(token in place for token, place in zip(rest, end, strict=False)):
+    for start in reversed(range(len(prompt))):
+        if _is_at(start, begin, prompt):
+            return len(prompt) - start - len(begin)
+        if _is_at(start, end, prompt):
             return None
     return None
+
+
+def _is_at(start: int, mark: Mark, text: Sequence[int]) -> bool:
+    """Return whether a mark stands whole in a text, from this token on."""
+    return len(text) - start >= len(mark) and all(
+        token in place for token, place in zip(text[start : start + len(mark)], mark, strict=True)
+    )
